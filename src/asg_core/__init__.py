@@ -1,0 +1,47 @@
+"""asg_core: self-evolution of unified multimodal models from unlabeled images (Ask, Solve, Generate; arXiv 2606.27376).
+
+Importing this package imports neither torch nor transformers; public names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AsgError": "asg_core.errors",
+    "Backbone": "asg_core.roles",
+    "BackboneManifest": "asg_core.manifest",
+    "Capabilities": "asg_core.manifest",
+    "RunConfig": "asg_core.config",
+    "Trainer": "asg_core.trainer",
+    "hookimpl": "asg_core.hookspecs",
+    "load_backbone": "asg_core.plugins",
+}
+__all__ = [
+    "AsgError",
+    "Backbone",
+    "BackboneManifest",
+    "Capabilities",
+    "RunConfig",
+    "Trainer",
+    "hookimpl",
+    "load_backbone",
+]
+
+if TYPE_CHECKING:
+    from asg_core.config import RunConfig
+    from asg_core.errors import AsgError
+    from asg_core.hookspecs import hookimpl
+    from asg_core.manifest import BackboneManifest, Capabilities
+    from asg_core.plugins import load_backbone
+    from asg_core.roles import Backbone
+    from asg_core.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

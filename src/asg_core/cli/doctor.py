@@ -1,0 +1,121 @@
+"""``asg doctor``: what a bug report needs, and nothing private: no environment, no paths outside the current folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from asg_core import __version__
+from asg_core.cli.common import add_json, print_json
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "pluggy",
+    "pydantic",
+    "omegaconf",
+    "pyyaml",
+    "pillow",
+    "numpy",
+    "rich",
+    "jinja2",
+    "matplotlib",
+)
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "doctor",
+        help="check the installation",
+        description="Show versions, devices, plugins and disk space. Exit code 1 if something will not work.",
+        allow_abbrev=False,
+    )
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; 1 if a required package or every backbone is missing, or the disk is nearly full."""
+    from asg_core.cli.plugins import as_data
+    from asg_core.plugins import list_plugins
+
+    plugins = [as_data(record) for record in list_plugins()]
+    versions = {"python": platform.python_version(), "asg-core": __version__, **{p: _version(p) for p in PACKAGES}}
+    disk = shutil.disk_usage(Path.cwd())
+    report = {
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "devices": _devices() if versions["torch"] else [],
+        "disk_free_bytes": disk.free,
+        "plugins": plugins,
+        "problems": _problems(versions, plugins, disk.free),
+    }
+    if args.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 1 if report["problems"] else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    found: list[dict[str, Any]] = [{"device": "cpu", "threads": torch.get_num_threads()}]
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps"})
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_bytes": properties.total_memory})
+    return found
+
+
+def _problems(versions: dict[str, str | None], plugins: list[dict[str, Any]], free: int) -> list[str]:
+    problems = [f"package {name} is not installed" for name, found in versions.items() if found is None]
+    if not any(plugin["backbones"] for plugin in plugins):
+        problems.append("no backbone can be used")
+    if free < LOW_DISK_BYTES:
+        problems.append(f"only {free / 1024**3:.1f} GiB of disk space are free here")
+    return problems
+
+
+def _print(report: dict[str, Any]) -> None:
+    from asg_core.cli.tables import print_table
+
+    print_table(("package", "version"), [(name, found or "missing") for name, found in report["versions"].items()])
+    free = report["disk_free_bytes"] / 1024**3
+    print(f"\n{report['platform']}, {report['cpu_cores']} CPU cores, {free:.1f} GiB free here")
+    for device in report["devices"]:
+        memory = f", {device['memory_bytes'] / 1024**3:.0f} GiB" if "memory_bytes" in device else ""
+        print(f"device {device['device']} {device.get('name', '')}{memory}".rstrip())
+    print()
+    print_table(
+        ("plugin", "state", "backbones or reason"),
+        [
+            (p["name"], p["state"], p["reason"] or ", ".join(m["name"] for m in p["backbones"]))
+            for p in report["plugins"]
+        ],
+    )
+    print()
+    for problem in report["problems"]:
+        print(f"problem: {problem}")
+    if not report["problems"]:
+        print("no problem found")

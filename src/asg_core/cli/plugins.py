@@ -1,0 +1,56 @@
+"""``asg plugins``: installed plugins, their backbones, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from asg_core.cli.common import add_json, print_json
+
+if TYPE_CHECKING:
+    from asg_core.plugins import PluginRecord
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "plugins",
+        help="installed backbones",
+        description="List installed plugins and their backbones.",
+        allow_abbrev=False,
+    )
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row per plugin. A broken plugin is listed with its reason and is no failure of this command."""
+    from asg_core.plugins import list_plugins
+
+    records = list_plugins()
+    if args.json:
+        print_json([as_data(record) for record in records])
+        return 0
+    from asg_core.cli.tables import print_table
+
+    print_table(
+        ("plugin", "package", "state", "backbones"),
+        [(r.name, f"{r.distribution} {r.version}", r.state, _backbones(r) or str(r.reason)) for r in records],
+    )
+    return 0
+
+
+def as_data(record: PluginRecord) -> dict[str, Any]:
+    """One plugin as JSON data, manifests in full."""
+    return {
+        "name": record.name,
+        "distribution": record.distribution,
+        "version": record.version,
+        "state": record.state,
+        "reason": record.reason,
+        "backbones": [manifest.model_dump(mode="json") for manifest in record.backbones],
+    }
+
+
+def _backbones(record: PluginRecord) -> str:
+    return "\n".join(f"{m.name}: {m.summary} (weights: {m.licence})" for m in record.backbones)

@@ -1,0 +1,93 @@
+"""``asg train``: one self-evolution run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asg_core.cli.common import INTERRUPTED
+from asg_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asg_core.trainer import Trainer
+
+EXAMPLES = """\
+examples:
+  asg train                                             the embedded model on its own unlabeled images
+  asg train images=photos steps=50 out=runs/first       your images
+  asg train backbone=bagel weights=BAGEL images=photos  another model
+  asg train my.yaml optimiser.lr_solver=1e-4            a file, and values above it
+  asg train resume=runs/first steps=100                 go on where a run ended
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "train",
+        help="train the three roles on unlabeled images",
+        description="Train Proposer, Solver and Generator adapters of a frozen model on unlabeled images.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help="a configuration file first, then settings; asg config prints all of them with their meaning",
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; prints the comparison with the base model and where the report is."""
+    trainer = _make_trainer(args.overrides)
+    summary = trainer.run()
+    if summary.rows:
+        from asg_core.cli.tables import print_comparison
+
+        print_comparison(summary.rows)
+    print(f"{summary.steps_done} steps, report: {summary.report}")
+    return INTERRUPTED if summary.interrupted else 0
+
+
+def split_config(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The configuration file, which comes first and is no key=value word, and the settings."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), list(words[1:])
+    return None, list(words)
+
+
+def _make_trainer(words: Sequence[str]) -> Trainer:
+    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    if resumed:
+        return _resume(Path(resumed[-1]), [word for word in words if not word.startswith("resume=")])
+    from asg_core.config_io import load_run_config
+
+    # the configuration is checked before anything slow is imported
+    config = load_run_config(*split_config(words))
+    from asg_core.trainer import Trainer
+
+    return Trainer(config)
+
+
+def _resume(folder: Path, others: Sequence[str]) -> Trainer:
+    from asg_core.yaml_io import parse_yaml
+
+    steps = None
+    for word in others:
+        if not word.startswith("steps="):
+            raise ConfigError(
+                f"{word!r} cannot be changed in a resumed run",
+                "a run goes on with its own configuration; only its number of steps may grow",
+                "leave it out, or start a new run",
+            )
+        steps = parse_yaml(word.removeprefix("steps="), "steps=")
+        if type(steps) is not int or steps < 1:
+            raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
+    from asg_core.trainer import Trainer
+
+    return Trainer.resume(folder, steps)

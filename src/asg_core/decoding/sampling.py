@@ -1,0 +1,169 @@
+"""Sampling over a prefix tree, with log-probs and entropies captured on the way (METHOD, understanding steps 1 to 4).
+
+One host transfer per decoding pass: the token ids, which decide who goes on. A sample's randomness is its own: uniforms
+from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from asg_core.decoding.model import CausalModel
+from asg_core.decoding.pieces import PieceDecoder
+from asg_core.decoding.prefixes import PrefixCache
+from asg_core.decoding.tree import Rows, grow
+from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.entropy import token_entropy
+from asg_core.roles import TextRequest, TextSample, TextSampling
+
+_COMPACT_AT = 0.75
+"""Finished rows leave the batch when at most this share is still going: copying the cache costs about one pass."""
+
+
+@dataclass(eq=False)
+class _Completion:
+    """What one request has so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    stopped: bool = False
+    ended: bool = False
+
+
+@torch.no_grad()
+def sample_text(
+    model: CausalModel,
+    requests: Sequence[TextRequest],
+    sampling: TextSampling,
+    *,
+    prefixes: PrefixCache | None = None,
+) -> list[TextSample]:
+    """Complete every request; one sample per request, in order.
+
+    The adapters that are active now are the policy. A row whose logits are not finite ends there with "length", its
+    last token (a placeholder) carrying NaN as log-prob and entropy.
+
+    Args:
+        model: in eval mode.
+        requests: those with the same image object share its prefix, those with the same prompt too share all of it.
+        sampling: temperature 0 is greedy; log-probs then refer to temperature 1.
+        prefixes: image prefixes kept between calls.
+    """
+    if not requests:
+        return []
+    nodes, node_of = grow(model, requests, prefixes)
+    rows = nodes.fork(node_of, growing=True)
+    device = rows.counter.device
+    chooser = _Chooser(model, sampling.temperature, device)
+    uniforms = _uniforms(requests, sampling, device)
+    completions = [_Completion() for _ in requests]
+    owners = list(range(len(requests)))
+    measures: list[Tensor] = []
+    places: list[int] = []
+    for step in range(sampling.max_new_tokens):
+        ids, measured, broken = chooser(rows.last, uniforms[:, step])
+        measures.append(measured)
+        places.extend(owners)
+        for owner, token, is_broken in zip(owners, *torch.stack([ids, broken.long()]).tolist(), strict=True):
+            completion = completions[owner]
+            if not completion.ended:
+                completion.token_ids.append(token)
+                completion.stopped = token in model.stop_token_ids
+                completion.ended = completion.stopped or bool(is_broken)
+        going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
+        if not going or step + 1 == sampling.max_new_tokens:
+            break
+        if len(going) <= _COMPACT_AT * len(owners):
+            index = torch.tensor(going, device=device)
+            owners = [owners[row] for row in going]
+            rows = rows.fork(going, growing=True)
+            uniforms, ids = uniforms.index_select(0, index), ids.index_select(0, index)
+        rows = _feed(model, rows, ids)
+    return _records(model, requests, sampling, completions, places, torch.cat(measures, dim=1))
+
+
+class _Chooser:
+    """Draws next tokens, at most 128 rows of logits at a time."""
+
+    def __init__(self, model: CausalModel, temperature: float, device: torch.device) -> None:
+        self.model, self.temperature = model, temperature
+        self.suppressed = suppressed_ids(model, device)
+        barred = {*model.suppressed_token_ids, *model.stop_token_ids}
+        self.placeholder = next(token for token in range(len(barred) + 1) if token not in barred)
+
+    def __call__(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) hidden, (B,) uniforms -> (B,) ids, (2, B) log-probs and entropies, (B,) bool: logits not finite."""
+        chunks = zip(torch.split(hidden, MAX_ROWS), torch.split(uniforms, MAX_ROWS), strict=True)
+        ids, measures, broken = zip(*(self._choose(*chunk) for chunk in chunks), strict=True)
+        return torch.cat(ids), torch.cat(measures, dim=1), torch.cat(broken)
+
+    def _choose(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = raw_logits(self.model, hidden)
+        finite = logits.isfinite().all(-1)
+        policy = policy_logprobs(logits, self.temperature or 1.0, self.suppressed)
+        if self.temperature == 0:
+            ids = policy.argmax(-1)
+        else:
+            cumulative = policy.exp().to(uniforms.dtype).cumsum(-1)
+            ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        ids = torch.where(finite, ids, self.placeholder)
+        logprobs = policy.gather(-1, ids[:, None])[:, 0].masked_fill(~finite, torch.nan)
+        return ids, torch.stack([logprobs, token_entropy(logits)]), ~finite
+
+
+def _uniforms(requests: Sequence[TextRequest], sampling: TextSampling, device: torch.device) -> Tensor:
+    """(B, T) in [0, 1): row i from request i's seed alone."""
+    if sampling.temperature == 0:
+        return torch.zeros(len(requests), sampling.max_new_tokens, device=device)
+    draws = [
+        torch.rand(sampling.max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(request.seed))
+        for request in requests
+    ]
+    # mps has no float64. Below 1 by more than a rounding error, so that no token behind the last probable one is drawn.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack(draws).to(wide).clamp(max=1 - 4 * torch.finfo(wide).eps).to(device)
+
+
+def _feed(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
+    """Append one token per row. Finished rows that are still in the batch go along; nobody reads their results."""
+    visible = torch.cat([rows.visible, rows.visible.new_ones(len(ids), 1)], dim=1)
+    positions = rows.counter[None, :, None].expand(rows.axes, -1, -1)
+    hidden = model.forward(model.embed_tokens(ids[:, None]), visible[:, None, None], positions, rows.cache)
+    return Rows(rows.cache, visible, rows.counter + 1, rows.axes, hidden[:, -1])
+
+
+def _records(
+    model: CausalModel,
+    requests: Sequence[TextRequest],
+    sampling: TextSampling,
+    completions: Sequence[_Completion],
+    places: Sequence[int],
+    measures: Tensor,
+) -> list[TextSample]:
+    """``measures`` (2, n) holds log-probs and entropies of all passes; column j belongs to request ``places[j]``."""
+    logprobs: list[list[float]] = [[] for _ in requests]
+    entropies: list[list[float]] = [[] for _ in requests]
+    for owner, logprob, entropy in zip(places, *measures.tolist(), strict=True):
+        logprobs[owner].append(logprob)
+        entropies[owner].append(entropy)
+    pieces_of = PieceDecoder(model.decode)
+    samples = []
+    for i, (request, completion) in enumerate(zip(requests, completions, strict=True)):
+        count = len(completion.token_ids)
+        pieces = pieces_of(completion.token_ids[: count - completion.stopped])
+        samples.append(
+            TextSample(
+                request=request,
+                text="".join(pieces),
+                token_ids=tuple(completion.token_ids),
+                pieces=(*pieces, "") if completion.stopped else pieces,
+                logprobs=tuple(logprobs[i][:count]),
+                entropies=tuple(entropies[i][:count]),
+                finish_reason="stop" if completion.stopped else "length",
+                temperature=sampling.temperature or 1.0,
+            )
+        )
+    return samples

@@ -1,0 +1,158 @@
+"""Teacher-forced scores of stored samples over a prefix tree, differentiable, a few vocabulary rows at a time.
+
+The prefix is prefilled once and its cache, gradients included, is forked to the samples that share it. This gives the
+gradient of the unshared computation; detaching the prefix would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import repeat
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asg_core.decoding.model import CausalModel
+from asg_core.decoding.prefixes import PrefixCache
+from asg_core.decoding.tree import extend, grow
+from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.entropy import token_entropy
+from asg_core.roles import Role, TextSample, TokenLogits
+
+Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class AdapterSwitch(Protocol):
+    """What scoring needs of :class:`asg_core.lora.RoleAdapters`."""
+
+    def use(self, role: Role | None) -> AbstractContextManager[None]:
+        """Make ``role`` (None: no adapter) active inside the block."""
+        ...
+
+
+def token_logits(
+    model: CausalModel,
+    samples: Sequence[TextSample],
+    adapters: AdapterSwitch,
+    role: Role | None,
+    *,
+    base: bool = False,
+    logits: bool = False,
+    checkpoint_layers: Sequence[nn.Module] = (),
+    prefixes: PrefixCache | None = None,
+) -> list[TokenLogits]:
+    """Score stored samples under ``role``, each under its own prompt and image; nothing is re-tokenised.
+
+    With grad mode on, ``logprobs`` and ``kl`` carry gradients into the parameters of ``role``.
+
+    Args:
+        samples: as sampled, T_i >= 1 tokens each; temperatures may differ.
+        adapters: switches between ``role`` and the base policy.
+        base: also give the adapters-off log-probs and the exact KL(policy || base) over the vocabulary.
+        logits: also give raw logits, (T, V) per sample: wide, for inspection.
+        checkpoint_layers: the decoder layers, to recompute them in the backward pass instead of keeping their
+            activations (saves memory, costs a second forward). Do not switch on transformers' own checkpointing: it
+            drops the cache.
+        prefixes: kept image prefixes, used where no gradient is needed (the base policy).
+
+    Returns:
+        One record per sample, in order; float32.
+    """
+    if not samples:
+        return []
+    with adapters.use(role), _recomputed(checkpoint_layers, partial(adapters.use, role)):
+        hidden = _completion_hidden(model, samples, prefixes)
+    base_hidden = None
+    if base:
+        with torch.no_grad(), adapters.use(None):
+            base_hidden = _completion_hidden(model, samples, prefixes)
+    lengths = [len(sample.token_ids) for sample in samples]
+    device = hidden.device
+    ids = torch.tensor([token for sample in samples for token in sample.token_ids], device=device)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    temperature = torch.tensor([sample.temperature for sample in samples], dtype=wide, device=device)
+    temperature = temperature.repeat_interleave(torch.tensor(lengths, device=device), output_size=len(ids))[:, None]
+
+    def score(rows: Tensor, base_rows: Tensor | None, row_ids: Tensor, row_temperature: Tensor) -> Scores:
+        # Entered here and not around the loop, because a checkpoint runs this again in the backward pass.
+        with adapters.use(role):
+            raw = raw_logits(model, rows)
+        suppressed = suppressed_ids(model, device)
+        policy = policy_logprobs(raw, row_temperature, suppressed)
+        logprobs = policy.gather(-1, row_ids[:, None])[:, 0]
+        base_logprobs = kl = None
+        if base_rows is not None:
+            with torch.no_grad(), adapters.use(None):
+                reference = policy_logprobs(raw_logits(model, base_rows), row_temperature, suppressed)
+            base_logprobs = reference.gather(-1, row_ids[:, None])[:, 0]
+            kl = (policy.exp() * (policy - reference).index_fill(-1, suppressed, 0.0)).sum(-1)
+        raw = raw.detach()
+        return logprobs, token_entropy(raw), base_logprobs, kl, raw if logits else None
+
+    run: Callable[..., Scores] = score
+    if torch.is_grad_enabled():
+        run = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+    chunks = [
+        run(*inputs)
+        for inputs in zip(
+            torch.split(hidden, MAX_ROWS),
+            torch.split(base_hidden, MAX_ROWS) if base_hidden is not None else repeat(None),
+            torch.split(ids, MAX_ROWS),
+            torch.split(temperature, MAX_ROWS),
+            strict=False,
+        )
+    ]
+    columns = [_per_sample(column, lengths) for column in zip(*chunks, strict=True)]
+    return [TokenLogits(*of_sample) for of_sample in zip(*columns, strict=True)]
+
+
+def _per_sample(chunks: Sequence[Tensor | None], lengths: list[int]) -> Sequence[Any]:
+    """Chunks of one column over all tokens -> one tensor per sample, or None for each if the column is not there."""
+    present = [chunk for chunk in chunks if chunk is not None]
+    return torch.split(torch.cat(present), lengths) if present else [None] * len(lengths)
+
+
+def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: PrefixCache | None) -> Tensor:
+    """(n, D) hidden states that predict the n completion tokens, sample after sample."""
+    nodes, node_of = grow(model, [sample.request for sample in samples], kept)
+    rows = nodes.fork(node_of)
+    device = rows.counter.device
+    fed = [len(sample.token_ids) - 1 for sample in samples]
+    width = max(fed)
+    hidden = rows.last[:, None]
+    if width:
+        padded = [[*sample.token_ids[:-1], *[0] * (width - count)] for sample, count in zip(samples, fed, strict=True)]
+        offsets = torch.arange(width, device=device).expand(rows.axes, len(samples), -1)
+        embeds = model.embed_tokens(torch.tensor(padded, device=device))
+        after, _ = extend(model, rows, embeds, offsets, fed, fed, [True] * len(samples))
+        hidden = torch.cat([hidden, after], dim=1)
+    wanted = [row * (width + 1) + step for row, count in enumerate(fed) for step in range(count + 1)]
+    return hidden.flatten(0, 1).index_select(0, torch.tensor(wanted, device=device))
+
+
+@contextmanager
+def _recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, ``layers`` keep no activations; when the backward pass recomputes them, it does so under ``active()``."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), active()
+
+    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    own = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(run, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward

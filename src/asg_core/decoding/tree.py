@@ -1,0 +1,162 @@
+"""The prefix tree: distinct images -> distinct prompts per image -> samples, each level one right-padded batch.
+
+Because children are appended behind padded parents, padding ends up in the middle of a row. Nothing is derived from
+cache lengths therefore: a dense mask says what is visible, and every row carries its own position counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from asg_core.decoding.cache import branch, root
+from asg_core.decoding.model import CausalModel, Segment
+from asg_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import Cache
+
+    from asg_core.decoding.prefixes import PrefixCache
+    from asg_core.roles import TextRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """B partial sequences that are continued in parallel; S cached positions, padding included.
+
+    Attributes:
+        cache: keys and values of the S positions.
+        visible: (B, S) bool, False at padding.
+        counter: (B,) long, position of the next token.
+        axes: A, number of position axes.
+        last: (B, D) hidden state of each row's last real position, which predicts the next token.
+    """
+
+    cache: Cache
+    visible: Tensor
+    counter: Tensor
+    axes: int
+    last: Tensor
+
+    def fork(self, parents: Sequence[int], *, growing: bool = False) -> Rows:
+        """Row i of the result continues row ``parents[i]``; gradients flow back into the parents."""
+        if list(parents) == list(range(len(self.counter))):
+            return replace(self, cache=branch(self.cache, None, growing=growing))
+        index = torch.tensor(parents, device=self.counter.device)
+        return Rows(
+            cache=branch(self.cache, index, growing=growing),
+            visible=self.visible.index_select(0, index),
+            counter=self.counter.index_select(0, index),
+            axes=self.axes,
+            last=self.last.index_select(0, index),
+        )
+
+
+def extend(
+    model: CausalModel,
+    rows: Rows,
+    embeds: Tensor,
+    offsets: Tensor,
+    lengths: Sequence[int],
+    advances: Sequence[int],
+    causal: Sequence[bool],
+) -> tuple[Tensor, Rows]:
+    """Append one right-padded batch of embeddings.
+
+    Args:
+        embeds: (B, L, D), of which row i has ``lengths[i]`` real positions.
+        offsets: (A, B, L) long, positions relative to each row's counter.
+        advances: how far each row's counter moves.
+        causal: attention pattern of each row's new positions.
+
+    Returns:
+        (B, L, D) hidden states and the extended rows. ``rows.last`` means nothing for a row of length 0.
+    """
+    device = embeds.device
+    batch, width = embeds.shape[:2]
+    size = torch.tensor(lengths, device=device)
+    steps = torch.arange(width, device=device)
+    real = steps < size[:, None]
+    inside = steps[:, None] >= steps
+    if not all(causal):
+        inside = inside | ~torch.tensor(causal, device=device)[:, None, None]
+    inside = (inside & real[:, None, :] & real[:, :, None]) | torch.eye(width, dtype=torch.bool, device=device)
+    past = rows.visible[:, None, :] & real[:, :, None]
+    mask = torch.cat([past, inside], dim=-1)[:, None]
+    hidden = model.forward(embeds, mask, offsets + rows.counter[None, :, None], rows.cache)
+    return hidden, Rows(
+        cache=rows.cache,
+        visible=torch.cat([rows.visible, real], dim=1),
+        counter=rows.counter + torch.tensor(advances, device=device),
+        axes=rows.axes,
+        last=hidden[torch.arange(batch, device=device), (size - 1).clamp(min=0)],
+    )
+
+
+def _extend_segments(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> Rows:
+    lengths = [len(segment.embeds) for segment in segments]
+    advances = [segment.advance for segment in segments]
+    if not any(lengths):
+        return replace(rows, counter=rows.counter + torch.tensor(advances, device=rows.counter.device))
+    embeds = pad_sequence([segment.embeds for segment in segments], batch_first=True)
+    offsets = pad_sequence([segment.positions.T for segment in segments], batch_first=True).permute(2, 0, 1)
+    return extend(model, rows, embeds, offsets, lengths, advances, [segment.causal for segment in segments])[1]
+
+
+def _plant(model: CausalModel, images: Sequence[Image | None]) -> Rows:
+    segments = model.prefixes(images)
+    first = segments[0]
+    device = first.embeds.device
+    rows = Rows(
+        cache=root(model.new_cache()),
+        visible=torch.zeros(len(images), 0, dtype=torch.bool, device=device),
+        counter=torch.zeros(len(images), dtype=torch.long, device=device),
+        axes=first.positions.shape[0],
+        last=first.embeds.new_zeros(len(images), first.embeds.shape[1]),
+    )
+    return _extend_segments(model, rows, segments)
+
+
+def grow(
+    model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
+) -> tuple[Rows, list[int]]:
+    """Prefill every distinct image once and every distinct prompt of an image once.
+
+    Images are distinct by object identity, never by their tokens; None (text only) counts as one image.
+
+    Args:
+        requests: at least one.
+        kept: prefixes of earlier calls to go on from.
+
+    Returns:
+        One row per distinct (image, prompt), and for each request the row that it continues.
+
+    Raises:
+        PluginError: if the model's prompt segment is empty.
+    """
+    images: dict[int, Image | None] = {}
+    nodes: dict[tuple[int, str], int] = {}
+    node_of = []
+    for request in requests:
+        images.setdefault(id(request.image), request.image)
+        node_of.append(nodes.setdefault((id(request.image), request.prompt), len(nodes)))
+    prompts = {text: model.prompt(text) for text in dict.fromkeys(text for _, text in nodes)}
+    if empty := [text for text, segment in prompts.items() if not len(segment.embeds)]:
+        raise PluginError(
+            f"the model has no position for the prompt {empty[0]!r}",
+            "the first token of an answer is predicted from the last position of the prompt",
+            "let prompt() return the template tail at least",
+        )
+    plant = partial(_plant, model)
+    distinct = list(images.values())
+    trunk, places = kept.lookup(distinct, plant) if kept else (plant(distinct), list(range(len(distinct))))
+    row_of = dict(zip(images, places, strict=True))
+    rows = trunk.fork([row_of[image] for image, _ in nodes])
+    return _extend_segments(model, rows, [prompts[text] for _, text in nodes]), node_of

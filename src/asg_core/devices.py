@@ -1,0 +1,47 @@
+"""From "auto" to a device and a dtype that exist on this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from asg_core.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def resolve_device(name: str) -> str:
+    """A torch device string that works here; "auto" is cuda, then mps, then cpu.
+
+    Raises:
+        ConfigError: not a device name, or a device that this machine or this build of torch does not have.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"device={name} is not a device", "torch does not know it", "use auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    if device.type == "cpu":
+        return name
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(device.type, 0)
+    if (device.index or 0) >= count:
+        raise ConfigError(
+            f"device={name} does not exist here",
+            f"torch {torch.__version__} sees {count} {device.type} devices",
+            "use device=auto or device=cpu; asg doctor shows what is available",
+        )
+    return name
+
+
+def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:
+    """The dtype of the frozen base: "auto" is bfloat16 on cuda and float32 elsewhere."""
+    if dtype == "auto":
+        return "bfloat16" if device.startswith("cuda") else "float32"
+    return dtype

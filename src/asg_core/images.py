@@ -1,0 +1,188 @@
+"""The pool of unlabeled images: a folder, searched recursively, decoded one by one, bad files set aside by name.
+
+The order is a seeded permutation per epoch (METHOD, Schedule), so no image is tied to a kind of step, and a cursor is
+all that a resume needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from asg_core.errors import CheckpointError, ImageError
+from asg_core.image_files import MAX_SIDE, SUFFIXES, open_image, verify_image
+from asg_core.seeds import derive_seed
+
+VERIFY_UP_TO = 2000
+"""Folders of at most this many files are decoded once at the start, so that all bad files are known before training."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoolImage:
+    """One image drawn from the pool, RGB, and the file it came from."""
+
+    path: Path
+    image: Image
+
+
+class ImagePool:
+    """Unlabeled images of one folder, drawn in a seeded order without end.
+
+    Args:
+        folder: searched recursively; links are followed, each directory once; names that start with "." are left out.
+        seed: of the permutations.
+        on_quarantine: called once per bad file with its path inside the folder and the reason; may be replaced later.
+        max_side: longer side in pixels that larger images are reduced to.
+
+    Attributes:
+        folder: as given.
+        files: paths inside the folder, sorted, good and bad ones.
+        quarantined: bad files found so far and why.
+
+    Raises:
+        ImageError: no such folder, or no usable image in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        on_quarantine: Callable[[Path, str], None] = lambda file, reason: None,
+        max_side: int = MAX_SIDE,
+    ) -> None:
+        self.folder, self.seed, self.on_quarantine, self.max_side = folder, seed, on_quarantine, max_side
+        self.files = sorted(scan_images(folder))
+        self.quarantined: dict[Path, str] = {}
+        self._epoch = self._position = 0
+        self._order = self.order(0)
+        if len(self.files) <= VERIFY_UP_TO:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                for file, reason in zip(self.files, threads.map(self._problem, self.files), strict=True):
+                    if reason is not None:
+                        self._set_aside(file, reason)
+        self._check_usable()
+
+    def __len__(self) -> int:
+        """Number of files not known to be bad."""
+        return len(self.files) - len(self.quarantined)
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices into ``files`` in the order of one epoch, bad files included; a function of seed, epoch and count."""
+        rng = np.random.default_rng(derive_seed(self.seed, "images", epoch))
+        return [int(i) for i in rng.permutation(len(self.files))]
+
+    def take(self, count: int) -> list[PoolImage]:
+        """The next ``count`` images. A file that cannot be read is set aside and the next one is drawn instead.
+
+        Raises:
+            ImageError: every file turned out to be bad.
+        """
+        taken: list[PoolImage] = []
+        while len(taken) < count:
+            if self._position == len(self._order):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self.order(self._epoch)
+            file = self.files[self._order[self._position]]
+            self._position += 1
+            if file in self.quarantined:
+                continue
+            try:
+                taken.append(PoolImage(self.folder / file, open_image(self.folder / file, self.max_side)))
+            except ImageError as error:
+                self._set_aside(file, error.why)
+                self._check_usable()
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """The cursor and what was set aside, as plain JSON data."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "files": self._fingerprint(),
+            "quarantined": {file.as_posix(): reason for file, reason in sorted(self.quarantined.items())},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state` was taken.
+
+        Raises:
+            CheckpointError: the folder holds other files than then, so the order would be another one.
+        """
+        if state["files"] != self._fingerprint():
+            raise CheckpointError(
+                f"the images in {self.folder} are not those of the checkpoint",
+                "files were added, removed or renamed since, so the run cannot go on as it was",
+                "put the folder back as it was, or start a new run",
+            )
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._order = self.order(self._epoch)
+        self.quarantined |= {Path(file): str(reason) for file, reason in state["quarantined"].items()}
+
+    def _fingerprint(self) -> str:
+        names = "\n".join(file.as_posix() for file in self.files)
+        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+    def _problem(self, file: Path) -> str | None:
+        try:
+            verify_image(self.folder / file)
+        except ImageError as error:
+            return error.why
+        return None
+
+    def _set_aside(self, file: Path, reason: str) -> None:
+        self.quarantined[file] = reason
+        self.on_quarantine(file, reason)
+
+    def _check_usable(self) -> None:
+        if len(self):
+            return
+        if self.quarantined:
+            file, reason = next(iter(self.quarantined.items()))
+            why = f"all {len(self.files)} image files are bad, e.g. {file}: {reason}"
+        else:
+            why = "no file name in it ends in " + ", ".join(sorted(SUFFIXES))
+        raise ImageError(f"images={self.folder} holds no usable image", why, "give a folder of photos or drawings")
+
+
+def scan_images(folder: Path) -> Iterator[Path]:
+    """Paths inside ``folder`` of all files with an image suffix, in no particular order.
+
+    Links to directories are followed, each real directory is entered once, so loops end. Unreadable directories and
+    names that start with "." are left out.
+
+    Raises:
+        ImageError: ``folder`` is missing, not a directory, or cannot be read.
+    """
+    try:
+        with os.scandir(folder):
+            pass
+    except OSError as error:
+        raise ImageError(
+            f"images={folder} cannot be used", error.strerror or str(error), "give an existing folder that you may read"
+        ) from None
+    entered: set[tuple[int, int]] = set()
+    waiting = [Path()]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            status = os.stat(folder / inside)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / inside) as entries:
+                found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
+        except OSError:
+            continue
+        for entry in found:
+            if entry.is_dir():
+                waiting.append(inside / entry.name)
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
+                yield inside / entry.name

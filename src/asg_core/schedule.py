@@ -1,0 +1,28 @@
+"""Which step comes when (METHOD, Schedule): a pure function of the step number, so nothing needs to be restored."""
+
+from __future__ import annotations
+
+from asg_core.config import Schedule
+from asg_core.steps.records import Kind
+
+
+def step_kind(step: int, steps: int, schedule: Schedule) -> Kind:
+    """The kind of the 1-based ``step`` of ``steps``.
+
+    "alternate" repeats U understanding then G generation steps; "two_stage" spends the same shares as one block each.
+    """
+    u, g = schedule.understanding_steps, schedule.generation_steps
+    match schedule.mode:
+        case "understanding":
+            return "understanding"
+        case "generation":
+            return "generation"
+        case "two_stage":
+            return "understanding" if step <= round(steps * u / (u + g)) else "generation"
+        case "alternate":
+            return "understanding" if (step - 1) % (u + g) < u else "generation"
+
+
+def kinds(steps: int, schedule: Schedule) -> set[Kind]:
+    """All kinds that a run of ``steps`` steps will see."""
+    return {step_kind(step, steps, schedule) for step in range(1, steps + 1)}

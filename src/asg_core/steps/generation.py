@@ -1,0 +1,224 @@
+"""The generation step: specify, draw candidates, judge them with the Solver (METHOD, Generation step).
+
+    image --Proposer--> prompt t, 2-3 questions --Solver, 3 framings--> references
+    t --Generator--> N_g candidates --Solver--> fidelity, contradiction, caption -> cycle; candidates -> diversity
+    R_g = quality * clip((.65 S_fid + .20 S_cyc + .10 S_div)/.95 - .20 S_ctr, 0, 1)
+
+The source image is only ever looked at by the Proposer and the Solver; the Generator learns from its own candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from asg_core.answers import canonical_label, same_answer, vote
+from asg_core.config import RunConfig
+from asg_core.images import PoolImage
+from asg_core.policy import leave_one_out, regression_weights
+from asg_core.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, frame, parse_spec
+from asg_core.rewards.generation import (
+    CandidateScores,
+    contradiction,
+    fidelity,
+    generation_reward,
+    reference_label,
+    spec_quality,
+)
+from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSample, TextSampling
+from asg_core.seeds import derive_seed
+from asg_core.similarity import cycle_score, diversity
+from asg_core.steps.control import controlled
+from asg_core.steps.records import Candidate, GenerationItem, SpecQuestion
+
+MAX_TRIES = 3
+"""Spec attempts before an image is skipped and counted (METHOD, generation step 1)."""
+
+MIN_KEPT = 2
+"""Fewest questions with a reference that a spec needs."""
+
+
+@torch.no_grad()
+def generation_step(
+    backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int
+) -> list[GenerationItem]:
+    """Specify, draw and judge for one batch of images; fills every score, reward and learning signal.
+
+    Images whose spec fails ``MAX_TRIES`` times come back with ``spec=None`` and no candidates.
+    """
+    items = [GenerationItem(source) for source in images]
+    _specify(backbone, items, config, step)
+    drawn = [item for item in items if item.spec is not None]
+    if drawn:
+        _draw(backbone, drawn, config, step)
+        _judge_answers(backbone, drawn, config, step)
+        _judge_likeness(backbone, drawn, config, step)
+        _reward(drawn, backbone, config, step)
+    return items
+
+
+def uses_regression(backbone: Backbone, config: RunConfig) -> bool:
+    """Whether the Generator update is reward-weighted regression (else clipped policy gradient on image tokens)."""
+    if config.generate.update == "auto":
+        return backbone.manifest.capabilities.image_loss == "flow"
+    return config.generate.update == "regression"
+
+
+def _specify(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+    for attempt in range(MAX_TRIES):
+        pending = [(i, item) for i, item in enumerate(items) if item.spec is None]
+        if not pending:
+            return
+        requests = [
+            TextRequest(SPEC_PROMPT, item.source.image, derive_seed(config.seed, step, "spec", i, attempt))
+            for i, item in pending
+        ]
+        samples = backbone.ask(requests, TextSampling(config.ask.spec_max_new_tokens, config.ask.temperature))
+        parsed = []
+        for (i, item), sample in zip(pending, samples, strict=True):
+            item.tries = attempt + 1
+            spec = parse_spec(sample.text)
+            if not isinstance(spec, GateFailure) and len(spec.questions) >= MIN_KEPT:
+                parsed.append((i, item, spec))
+        answers = iter(
+            _scoring_answers(
+                backbone,
+                [(item, question) for _, item, spec in parsed for question, _ in spec.questions],
+                config,
+                seed_path=(step, "reference", attempt),
+            )
+        )
+        for i, item, spec in parsed:
+            questions = []
+            for question, expected in spec.questions:
+                group = next(answers)
+                labels = [canonical_label(s.text, question) for s in group]
+                tally = vote(labels, derive_seed(config.seed, step, "reference", i))
+                questions.append(SpecQuestion(question, expected, group, labels, reference_label(tally)))
+            kept = [(q.text, q.reference) for q in questions if q.reference is not None]
+            if len(kept) >= MIN_KEPT:
+                item.spec, item.questions = spec, questions
+                item.quality = spec_quality(kept, spec.raw_count)
+
+
+def _scoring_answers(
+    backbone: Backbone,
+    asked: Sequence[tuple[GenerationItem, str]],
+    config: RunConfig,
+    seed_path: tuple[int | str, ...],
+) -> list[list[TextSample]]:
+    """Greedy answers to each question on the item's source image, one per scoring framing."""
+    if not asked:
+        return []
+    requests = [
+        TextRequest(frame(question, framing), item.source.image, derive_seed(config.seed, *seed_path, i, j))
+        for i, (item, question) in enumerate(asked)
+        for j, framing in enumerate(SCORING_FRAMINGS)
+    ]
+    samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0)))
+    return [[next(samples) for _ in SCORING_FRAMINGS] for _ in asked]
+
+
+def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+    n = config.generate.candidates
+    requests = [
+        ImageRequest(item.spec.prompt, derive_seed(config.seed, step, "draw", i, j))
+        for i, item in enumerate(items)
+        if item.spec is not None
+        for j in range(n)
+    ]
+    samples = iter(backbone.generate(requests, ImageSampling("rollout", config.generate.temperature)))
+    for item in items:
+        item.candidates = [Candidate(next(samples)) for _ in range(n)]
+
+
+def _judge_answers(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+    """Ask the kept questions on every candidate; fidelity and contradiction."""
+    judged = [(item, c, q) for item in items for c in item.candidates for q in item.kept]
+    requests = [
+        TextRequest(frame(q.text, framing), c.sample.image, derive_seed(config.seed, step, "judge", i, j))
+        for i, (_, c, q) in enumerate(judged)
+        for j, framing in enumerate(SCORING_FRAMINGS)
+    ]
+    samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0)))
+    for i, (_, c, q) in enumerate(judged):
+        labels = [canonical_label(next(samples).text, q.text) for _ in SCORING_FRAMINGS]
+        c.labels.append(labels)
+        c.majorities.append(vote(labels, derive_seed(config.seed, step, "judge", i)).majority)
+    for item in items:
+        for c in item.candidates:
+            answered = [(q.text, m, str(q.reference)) for q, m in zip(item.kept, c.majorities, strict=True)]
+            c.contradiction = contradiction(answered)
+            c.fidelity = fidelity([float(same_answer(m, reference, text)) for text, m, reference in answered])
+    if config.generate.fidelity == "probability":
+        _soften_fidelity(backbone, judged, items)
+
+
+def _soften_fidelity(
+    backbone: Backbone,
+    judged: Sequence[tuple[GenerationItem, Candidate, SpecQuestion]],
+    items: Sequence[GenerationItem],
+) -> None:
+    """Replace majority fidelity by the Solver's probability of the reference answer on the candidate, averaged over
+    the scoring framings. The reference's own sampled tokens are scored, so nothing is re-tokenised."""
+    transplanted: list[TextSample] = []
+    for _, c, q in judged:
+        agreeing = [s for s, label in zip(q.samples, q.labels, strict=True) if label == q.reference]
+        for own, label in zip(q.samples, q.labels, strict=True):
+            answer = own if label == q.reference else agreeing[0]
+            transplanted.append(replace(answer, request=replace(own.request, image=c.sample.image)))
+    scores = iter(backbone.token_logits(transplanted, Role.SOLVER))
+    per_candidate: dict[int, list[float]] = {}
+    for _, c, q in judged:
+        total = [float(next(scores).logprobs.sum()) for _ in q.samples]
+        probabilities = [1.0 if logprob > 0.0 else math.exp(logprob) for logprob in total]
+        per_candidate.setdefault(id(c), []).append(sum(probabilities) / len(probabilities))
+    for item in items:
+        for c in item.candidates:
+            c.fidelity = fidelity(per_candidate[id(c)])
+
+
+def _judge_likeness(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+    """Caption every candidate; cycle consistency and diversity from the base model's embeddings."""
+    candidates = [c for item in items for c in item.candidates]
+    requests = [
+        TextRequest(CAPTION_PROMPT, c.sample.image, derive_seed(config.seed, step, "caption", i))
+        for i, c in enumerate(candidates)
+    ]
+    captions = backbone.solve(requests, TextSampling(config.ask.max_new_tokens, temperature=0.0))
+    for c, caption in zip(candidates, captions, strict=True):
+        c.caption = caption.text.strip()
+    prompts = backbone.embed([item.spec.prompt for item in items if item.spec is not None])
+    texts = backbone.embed([c.caption for c in candidates])
+    images = backbone.embed([c.sample.image for c in candidates])
+    start = 0
+    for row, item in enumerate(items):
+        stop = start + len(item.candidates)
+        spread = diversity(images[start:stop])
+        for offset, c in enumerate(item.candidates):
+            c.cycle = cycle_score(prompts[row], texts[start + offset], images[start + offset])
+            c.diversity = spread[offset]
+        start = stop
+
+
+def _reward(items: Sequence[GenerationItem], backbone: Backbone, config: RunConfig, step: int) -> None:
+    groups = [
+        [
+            generation_reward(item.quality, CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction))
+            for c in item.candidates
+        ]
+        for item in items
+    ]
+    groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "generator"))
+    regression = uses_regression(backbone, config)
+    for item, rewards in zip(items, groups, strict=True):
+        for c, reward in zip(item.candidates, rewards, strict=True):
+            c.reward = reward
+        usable = [c for c in item.candidates if math.isfinite(c.reward)]
+        finite = [c.reward for c in usable]
+        signals = regression_weights(finite, config.generate.tau) if regression else leave_one_out(finite)
+        for c, signal in zip(usable, signals, strict=True):
+            c.signal = signal

@@ -1,0 +1,89 @@
+"""The end of a run: evaluation before and after, final adapters, summary.json and the report."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asg_core.evaluation import EvalItem, EvaluationRequest
+from asg_core.evaluation.compare import compare
+from asg_core.plugins import resolve
+from asg_core.report import render_report
+from asg_core.roles import Role
+from asg_core.run_folder import write_json
+
+if TYPE_CHECKING:
+    from asg_core.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        out: the run folder.
+        steps_done: steps in all, earlier parts of a resumed run included.
+        seconds: time spent in steps, evaluation not counted.
+        interrupted: whether it ended before its last step.
+        rows: before/after comparison rows, or None without evaluation.
+        report: path of report.html.
+    """
+
+    out: Path
+    steps_done: int
+    seconds: float
+    interrupted: bool
+    rows: list[dict[str, Any]] | None
+    report: Path
+
+
+def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
+    """Evaluate the base or the evolved model; None if the backbone has no evaluation. A stored "before" is reused."""
+    target = trainer.manifest.evaluation
+    if target is None or not trainer.config.evaluate:
+        return None
+    file = trainer.folder.evaluation / ("after.json" if evolved else "before.json")
+    if not evolved and file.is_file():
+        return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    with trainer.display.task("evaluating after" if evolved else "evaluating before") as progress:
+        request = EvaluationRequest(trainer.backbone, evolved, trainer.config.seed, None, progress)
+        items: list[EvalItem] = resolve(target)(request)
+    write_json(file, [asdict(item) for item in items])
+    return items
+
+
+def finish_run(
+    trainer: Trainer, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
+) -> RunSummary:
+    """Save the adapters, write summary.json and report.html."""
+    folder = trainer.folder
+    for role in Role:
+        trainer.backbone.save_role(role, folder.adapters / role.value)
+    rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
+    write_json(
+        folder.summary,
+        {
+            "backbone": trainer.config.backbone,
+            "steps_done": trainer.step,
+            "seconds": round(trainer.seconds, 3),
+            "interrupted": interrupted,
+            "peak_memory_bytes": _peak_memory(trainer.backbone.device),
+            "asg_core": version("asg-core"),
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
+            "evaluation": rows,
+        },
+    )
+    return RunSummary(folder.path, trainer.step, trainer.seconds, interrupted, rows, render_report(folder.path))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the CUDA allocator on cuda, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

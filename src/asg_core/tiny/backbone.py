@@ -1,0 +1,258 @@
+"""The embedded model behind the four roles (``asg_core.roles.Backbone``). It knows pictures and words, never scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from asg_core.decoding import sample_text, token_logits
+from asg_core.errors import CapabilityError
+from asg_core.lora import RoleAdapters
+from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.roles import (
+    Backbone,
+    GenerationLoss,
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TokenLogits,
+)
+from asg_core.tiny import flow
+from asg_core.tiny.causal import TinyCausal
+from asg_core.tiny.drawing import Prompts, code_logits, left_pad, sample_codes
+from asg_core.tiny.model import CELLS, TinyModel
+from asg_core.tiny.plugin import FLOW_MANIFEST, MANIFEST
+from asg_core.tiny.vocabulary import BOS, DRAW, EMBED, IMAGE, Vocabulary
+from asg_core.tiny.weights import load_base, to_device
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class FlowOptions(BaseModel):
+    """Settings of ``backbone=tiny_flow``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rollout_steps: int = Field(8, ge=1, le=256, description="Euler steps of a training candidate")
+    quality_steps: int = Field(16, ge=1, le=256, description="Euler steps of an image for people")
+
+
+class TinyBackbone(Backbone):
+    """Draws as image tokens; :class:`TinyFlowBackbone` draws by rectified flow.
+
+    Args:
+        model: frozen base.
+        vocabulary: word ids.
+        request: shape and seed of the adapters.
+    """
+
+    manifest: BackboneManifest = MANIFEST
+
+    def __init__(self, model: TinyModel, vocabulary: Vocabulary, request: LoadRequest) -> None:
+        if request.gradient_checkpointing:
+            raise CapabilityError(
+                "the tiny backbone has no gradient checkpointing",
+                "its activations are small",
+                "set gradient_checkpointing=false",
+            )
+        self._model = model
+        self._vocabulary = vocabulary
+        self._causal = TinyCausal(model, vocabulary)
+        self._adapters = RoleAdapters(
+            {"trunk": model.trunk}, {role: {"trunk": _LINEAR} for role in Role}, request.lora, request.seed
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self._model.rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base."""
+        return self._model.rows.dtype
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+        with self._adapters.use(role):
+            return sample_text(self._causal, requests, sampling)
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        return token_logits(self._causal, samples, self._adapters, role, base=base, logits=logits)
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone. Trajectory: codes (16,) long and the temperature they were sampled at."""
+        if not requests:
+            return []
+        uniforms = torch.stack([torch.rand(CELLS, generator=_stream(r.seed), dtype=torch.float64) for r in requests])
+        with torch.no_grad(), self._adapters.use(role):
+            codes, logprobs = sample_codes(
+                self._model, self._prompts(requests), uniforms.to(self.device), sampling.temperature
+            )
+        return [
+            ImageSample(
+                request,
+                picture,
+                {"codes": row.cpu(), "temperature": torch.tensor(sampling.temperature)},
+                row_logprobs.cpu(),
+            )
+            for request, picture, row, row_logprobs in zip(
+                requests, self._pictures(codes), codes, logprobs, strict=True
+            )
+        ]
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone: mean negative log-prob of the stored codes, exact KL per code to the adapters-off model."""
+        prompts = self._prompts([sample.request for sample in samples])
+        codes = torch.stack([sample.trajectory["codes"] for sample in samples]).to(self.device)
+        temperature = torch.stack([sample.trajectory["temperature"] for sample in samples]).to(self.device)[
+            :, None, None
+        ]
+        with self._adapters.use(Role.GENERATOR):
+            policy = torch.log_softmax(code_logits(self._model, prompts, codes) / temperature, -1)
+        with torch.no_grad(), self._adapters.use(None):
+            base = torch.log_softmax(code_logits(self._model, prompts, codes) / temperature, -1)
+        logprobs = policy.gather(-1, codes[..., None])[..., 0]
+        return GenerationLoss(-logprobs.mean(-1), (policy.exp() * (policy - base)).sum(-1).mean(-1), logprobs)
+
+    def embed(self, items: Sequence[Picture | str]) -> Tensor:
+        """See Backbone: (n, 64), on the CPU; trained to match pictures with their captions."""
+        vectors = torch.zeros(len(items), self._model.config.embedding)
+        with torch.no_grad(), self._adapters.use(None):
+            pictures = {i: item for i, item in enumerate(items) if not isinstance(item, str)}
+            if pictures:
+                vectors[list(pictures)] = self._embed_pictures(list(pictures.values()))
+            texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
+            if texts:
+                vectors[list(texts)] = self._embed_texts(list(texts.values()))
+        return vectors
+
+    def _embed_pictures(self, pictures: Sequence[Picture]) -> Tensor:
+        embeds = torch.stack([segment.embeds for segment in self._causal.prefixes(pictures)])
+        full = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool, device=self.device)
+        positions = torch.arange(embeds.shape[1], device=self.device).expand(len(pictures), -1)
+        hidden = self._model.run(embeds, full.expand(len(pictures), -1, -1, -1), positions)
+        return F.normalize(self._model.embed_head(hidden[:, 1:].mean(1)).float(), dim=-1).cpu()
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        special = self._vocabulary.special
+        prompts = left_pad(
+            [[special[BOS], *ids, special[EMBED]] for ids in self._vocabulary.encode_batch(texts)], self.device
+        )
+        hidden = self._model.run(self._model.trunk.embed_tokens(prompts.ids), prompts.mask(0, 0), prompts.positions)
+        return F.normalize(self._model.embed_head(hidden[:, -1]).float(), dim=-1).cpu()
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone."""
+        return self._adapters.parameters(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._adapters.save(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._adapters.load(role, directory)
+
+    def _prompts(self, requests: Sequence[ImageRequest]) -> Prompts:
+        special = self._vocabulary.special
+        captions = self._vocabulary.encode_batch([request.prompt for request in requests])
+        return left_pad([[special[BOS], special[DRAW], *ids, special[IMAGE]] for ids in captions], self.device)
+
+    def _pictures(self, codes: Tensor) -> list[Picture]:
+        return [Image.fromarray(pixels) for pixels in self._model.pictures(codes).cpu().numpy()]
+
+
+class TinyFlowBackbone(TinyBackbone):
+    """The same model and text roles; pictures come from the rectified flow.
+
+    Args:
+        model: frozen base.
+        vocabulary: word ids.
+        request: as for :class:`TinyBackbone`, and FlowOptions.
+    """
+
+    manifest: BackboneManifest = FLOW_MANIFEST
+
+    def __init__(self, model: TinyModel, vocabulary: Vocabulary, request: LoadRequest) -> None:
+        super().__init__(model, vocabulary, request)
+        self._options: FlowOptions = request.options or FlowOptions()
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone. Trajectory: the final latent (16, latent) float32."""
+        if not requests:
+            return []
+        shape = (CELLS, self._model.config.latent)
+        noise = torch.stack([torch.randn(shape, generator=_stream(request.seed)) for request in requests]).to(
+            self.device
+        )
+        steps = self._options.rollout_steps if sampling.profile == "rollout" else self._options.quality_steps
+        with torch.no_grad(), self._adapters.use(role):
+            latents = flow.sample_latents(self._model, self._prompts(requests), noise, steps)
+        pictures = self._pictures(flow.nearest_codes(self._model, latents))
+        return [
+            ImageSample(request, picture, {"latent": latent.cpu()})
+            for request, picture, latent in zip(requests, pictures, latents, strict=True)
+        ]
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone: flow-matching error on the stored latents, squared distance to the adapters-off velocity."""
+        prompts = self._prompts([sample.request for sample in samples])
+        target = torch.stack([sample.trajectory["latent"] for sample in samples])
+        streams = [_stream(seed) for seed in noise_seeds]
+        # Times are drawn as in pre-training.
+        time = torch.sigmoid(torch.cat([torch.randn(1, generator=stream) for stream in streams]))
+        noise = torch.stack([torch.randn(target.shape[1:], generator=stream) for stream in streams])
+        mixed = (1 - time)[:, None, None] * noise + time[:, None, None] * target
+        mixed, time, wanted = mixed.to(self.device), time.to(self.device), (target - noise).to(self.device)
+        with self._adapters.use(Role.GENERATOR):
+            policy = flow.velocity(self._model, prompts, mixed, time)
+        with torch.no_grad(), self._adapters.use(None):
+            base = flow.velocity(self._model, prompts, mixed, time)
+        return GenerationLoss((policy - wanted).square().mean((1, 2)), (policy - base).square().mean((1, 2)))
+
+
+def _stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def load(request: LoadRequest) -> TinyBackbone:
+    """Factory of ``backbone=tiny``. ``weights`` holds what ``asg tiny pretrain`` wrote; None: the shipped base."""
+    return TinyBackbone(to_device(load_base(request.weights), request.device, request.dtype), Vocabulary(), request)
+
+
+def load_flow(request: LoadRequest) -> TinyFlowBackbone:
+    """Factory of ``backbone=tiny_flow``; see :func:`load`."""
+    return TinyFlowBackbone(to_device(load_base(request.weights), request.device, request.dtype), Vocabulary(), request)

@@ -1,0 +1,79 @@
+"""Base weights on disk: one safetensors file, half precision, with the sizes of the model in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from asg_core.errors import WeightsError
+from asg_core.tiny.model import TinyConfig, TinyModel
+
+FILE_NAME = "base.safetensors"
+
+
+def shipped() -> Path:
+    """The folder of the checkpoint that comes with the package."""
+    return Path(str(files("asg_core.tiny").joinpath("data")))
+
+
+def save_base(model: TinyModel, directory: Path, facts: Mapping[str, str]) -> Path:
+    """Write ``base.safetensors`` into ``directory``: floats as float16, the codebook as uint8.
+
+    Args:
+        model: what to write.
+        directory: created if missing.
+        facts: how the model was made, kept in the file's metadata.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    path = directory / FILE_NAME
+    save_file(state, path, metadata={"config": json.dumps(vars(model.config)), **facts})
+    return path
+
+
+def load_base(directory: Path | None = None) -> TinyModel:
+    """Read a base model as frozen float32 in eval mode.
+
+    Args:
+        directory: holds ``base.safetensors``; the shipped checkpoint when None.
+
+    Raises:
+        WeightsError: the file is missing, damaged or of another shape.
+    """
+    path = (directory or shipped()) / FILE_NAME
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {path}",
+            "the file does not exist",
+            "run asg tiny pretrain --out DIR, or leave weights unset",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = TinyConfig(**json.loads((file.metadata() or {})["config"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise WeightsError(
+            f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged"
+        ) from error
+    model = TinyModel(config)
+    try:
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except RuntimeError as error:
+        raise WeightsError(
+            f"{path} does not fit the model", str(error), "use a file written by this version"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def to_device(model: TinyModel, device: str, dtype: str) -> TinyModel:
+    """Move a base model; ``dtype`` is "float32", "bfloat16" or "float16"."""
+    return model.to(device=device, dtype=getattr(torch, dtype))

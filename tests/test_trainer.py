@@ -1,0 +1,269 @@
+"""Whole runs on the embedded backbone: the run folder, resume, interruption, and errors before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asg_core.progress import TrainingDisplay
+from PIL import Image
+from safetensors.torch import load_file
+
+from asg_core import RunConfig, Trainer
+from asg_core.checkpoint import newest_good
+from asg_core.errors import CheckpointError, ConfigError, ImageError, RunFolderError, TrainingStopped
+from asg_core.roles import Backbone, Role
+from asg_core.run_folder import RunFolder
+
+
+@pytest.fixture
+def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A configuration for one run in ``tmp_path``."""
+
+    def make(out: str = "run", **changes: Any) -> RunConfig:
+        return RunConfig.model_validate(
+            {**config.model_dump(), "images": scenes, "out": tmp_path / out, "checkpoint_every_steps": 2, **changes}
+        )
+
+    return make
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Metrics without wall times."""
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in RunFolder(run).read_metrics()]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of every safetensors file below ``folder``."""
+    return {
+        f"{file.relative_to(folder)}:{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+class StopAfter(TrainingDisplay):
+    """A display that behaves like a person who presses Ctrl-C during a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(10)
+        self._at = step
+
+    def step(self, metrics: Any) -> None:
+        super().step(metrics)
+        if metrics["step"] == self._at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_folder_holds_all_that_is_promised(start: Callable[..., RunConfig]) -> None:
+    summary = Trainer(start(sample_every_steps=1)).run()
+    out = summary.out
+    assert summary.steps_done == 5
+    records = metrics(out)
+    assert [(r["step"], r["kind"][0]) for r in records] == list(zip(range(1, 6), "uuugg", strict=True))
+    assert (out / "report.html").stat().st_size > 10_000
+    assert json.loads((out / "summary.json").read_text())["steps_done"] == 5
+    for role in Role:
+        assert {p.name for p in (out / "adapters" / role.value).iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+    understanding = json.loads((out / "samples" / "step-000001.json").read_text())
+    question = next(q for i in understanding["items"] for q in i["questions"] if q["question"])
+    assert len(question["answers"]) == 7
+    assert sum(question["votes"].values()) == pytest.approx(1.0)
+    generation = json.loads((out / "samples" / "step-000004.json").read_text())
+    drawn = next(i for i in generation["items"] if not i["skipped"])
+    assert len(drawn["candidates"]) == 3
+    for c in drawn["candidates"]:
+        assert Image.open(out / "samples" / c["image"]).mode == "RGB"
+        assert {"reward", "s_fid", "s_cyc", "s_div", "s_ctr"} <= set(c)
+
+
+def test_nothing_in_a_run_folder_is_a_pickle(start: Callable[..., RunConfig]) -> None:
+    out = Trainer(start(steps=2)).run().out
+    suffixes = {p.suffix for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".png", ".html"}
+
+
+def test_all_three_roles_learn_in_one_cycle(start: Callable[..., RunConfig]) -> None:
+    out = Trainer(start()).run().out
+    for role in Role:
+        weights = tensors(out / "adapters" / role.value)
+        assert any("lora_B" in name and bool((w != 0).any()) for name, w in weights.items())
+
+
+def test_the_same_configuration_gives_the_same_run(start: Callable[..., RunConfig]) -> None:
+    a, b = Trainer(start("a")).run().out, Trainer(start("b")).run().out
+    assert metrics(a) == metrics(b)
+    one, two = tensors(a / "adapters"), tensors(b / "adapters")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_another_seed_gives_another_run(start: Callable[..., RunConfig]) -> None:
+    a, b = Trainer(start("a", steps=1)).run().out, Trainer(start("b", steps=1, seed=1)).run().out
+    assert metrics(a) != metrics(b)
+
+
+def test_an_interrupted_and_resumed_run_equals_a_straight_one(start: Callable[..., RunConfig]) -> None:
+    straight = Trainer(start("straight", steps=7)).run().out
+    first = Trainer(start("resumed", steps=7), display=StopAfter(3)).run()
+    assert first.interrupted
+    assert first.steps_done == 3
+    second = Trainer.resume(first.out).run()
+    assert second.steps_done == 7
+    assert metrics(first.out) == metrics(straight)
+    one, two = tensors(straight / "adapters"), tensors(first.out / "adapters")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    name = "checkpoints/step-000007"
+    one, two = tensors(straight / name), tensors(first.out / name)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    state = [json.loads((run / name / "state.json").read_text()) for run in (straight, first.out)]
+    assert {k: v for k, v in state[0].items() if k != "seconds"} == {
+        k: v for k, v in state[1].items() if k != "seconds"
+    }
+
+
+def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Callable[..., RunConfig]) -> None:
+    straight = Trainer(start("straight", steps=5)).run().out
+    out = Trainer(start("damaged", steps=4)).run().out
+    newest = out / "checkpoints" / "step-000004" / "optimiser-solver.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    found, _, errors = newest_good(out / "checkpoints")
+    assert found.name == "step-000002"
+    assert "optimiser-solver.safetensors does not have the recorded sha256" in errors[0].why
+    Trainer.resume(out, steps=5).run()
+    assert metrics(out) == metrics(straight)
+
+
+@pytest.mark.parametrize("damage", ["manifest", "missing", "schema"])
+def test_a_checkpoint_counts_only_when_complete(damage: str, start: Callable[..., RunConfig]) -> None:
+    out = Trainer(start(steps=1, schedule={"mode": "understanding"})).run().out
+    step = out / "checkpoints" / "step-000001"
+    if damage == "manifest":
+        (step / "manifest.json").unlink()
+    elif damage == "missing":
+        (step / "adapters" / "proposer" / "adapter_model.safetensors").unlink()
+    else:
+        manifest = json.loads((step / "manifest.json").read_text())
+        (step / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        newest_good(out / "checkpoints")
+
+
+def test_old_checkpoints_are_pruned_but_never_the_last(start: Callable[..., RunConfig]) -> None:
+    out = Trainer(start(steps=5, checkpoint_every_steps=1)).run().out
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
+
+
+def test_bad_images_are_quarantined_and_the_run_goes_on(
+    start: Callable[..., RunConfig], scenes: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos" / "nested"
+    photos.mkdir(parents=True)
+    Image.effect_noise((640, 480), 90).convert("RGB").save(photos / "good.jpg")
+    Image.linear_gradient("L").convert("RGB").resize((300, 200)).save(photos / "good.webp")
+    Image.new("RGB", (1, 1), "red").save(photos / "one.png")
+    Image.new("CMYK", (40, 30), (0, 128, 255, 0)).save(photos / "cmyk.jpg")
+    whole = (photos / "good.jpg").read_bytes()
+    (photos / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.png").write_text("this is not an image")
+    (photos / "empty.png").touch()
+    out = Trainer(start(images=tmp_path / "photos", steps=5)).run().out
+    rows = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(Path(r["file"]).name for r in rows) == ["empty.png", "text.png", "truncated.jpg"]
+    assert all(r["reason"] for r in rows)
+    assert len(metrics(out)) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": "nowhere"}, ImageError, "nowhere"),
+        ({"backbone": "tinny"}, Exception, "Did you mean 'tiny'"),
+        ({"generate": {"update": "policy_gradient"}, "backbone": "tiny_flow"}, ConfigError, "policy_gradient"),
+    ],
+)
+def test_errors_before_the_start_leave_no_folder(
+    changes: dict[str, Any], error: type[Exception], message: str, start: Callable[..., RunConfig]
+) -> None:
+    config = start(**changes)
+    with pytest.raises(error, match=message):
+        Trainer(config).run()
+    assert config.out is not None
+    assert not config.out.exists()
+
+
+def test_an_empty_image_folder_is_one_clear_error(start: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no usable image"):
+        Trainer(start(images=tmp_path / "empty")).run()
+
+
+def test_a_finished_folder_is_not_overwritten(start: Callable[..., RunConfig]) -> None:
+    Trainer(start(steps=1)).run()
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        Trainer(start(steps=1)).run()
+
+
+def test_a_stopping_alarm_saves_first(start: Callable[..., RunConfig]) -> None:
+    config = start(alarms={"action": "stop", "window": 2, "min_distinct_questions": 1.0, "max_kl": 1e-9}, steps=9)
+    assert config.out is not None
+    with pytest.raises(TrainingStopped, match=r"kl-drift|repeated-questions"):
+        Trainer(config).run()
+    done = metrics(config.out)
+    assert len(done) < 9
+    assert done[-1]["alarms"]
+    assert newest_good(config.out / "checkpoints")[1]["step"] == len(done)
+    assert (config.out / "report.html").is_file()
+
+
+class Poisoned:
+    """The embedded backbone whose Solver scores turn NaN from a given call on."""
+
+    def __init__(self, inner: Backbone) -> None:
+        self.__dict__["inner"] = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def token_logits(self, samples: Any, role: Any, **kwargs: Any) -> Any:
+        from dataclasses import replace
+
+        scores = self.inner.token_logits(samples, role, **kwargs)
+        return [replace(s, kl=s.kl * float("nan")) if s.kl is not None else s for s in scores]
+
+
+def test_non_finite_updates_are_counted_leave_the_model_alone_and_stop_the_run(
+    start: Callable[..., RunConfig], tiny: Backbone, watch: Callable[[Backbone], Any]
+) -> None:
+    config = start(steps=9, schedule={"mode": "understanding"}, alarms={"max_nonfinite": 3})
+    watched = watch(tiny)
+    with pytest.raises(TrainingStopped, match="3 steps in a row"):
+        Trainer(config, backbone=Poisoned(tiny)).run()  # type: ignore[arg-type]
+    assert config.out is not None
+    assert [r["nonfinite"] for r in metrics(config.out)] == [2, 2, 2]
+    assert watched.moved() == set()
+    state = tensors(config.out / "checkpoints" / "step-000003")
+    assert [k for k in state if k.startswith("optimiser")] == []
+
+
+def test_training_reads_nothing_but_pixels(start: Callable[..., RunConfig], scenes: Path, tmp_path: Path) -> None:
+    """The same pixels under other file names and formats give the same run: no name or metadata is read."""
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for i, file in enumerate(sorted(p for p in scenes.rglob("*") if p.is_file())):
+        Image.open(file).save(renamed / f"{i:06d}.bmp")
+    a = Trainer(start("a", steps=4)).run().out
+    b = Trainer(start("b", steps=4, images=renamed)).run().out
+    assert metrics(a) == metrics(b)
