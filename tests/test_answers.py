@@ -300,3 +300,8 @@ def test_vote_shares_are_a_distribution(labels: list[str], seed: int) -> None:
 
 def test_normalise_is_public_and_works_on_questions() -> None:
     assert normalise("Is the ball RED ?") == normalise("is ball red")
+
+
+def test_a_runaway_completion_costs_no_time_and_keeps_its_label() -> None:
+    assert len(normalise("a:" * 100_000)) <= 1000
+    assert canonical_label("red " * 3, "what is it?") == canonical_label("red " * 3 + " " * 5000 + "x", "what is it?")

@@ -1,4 +1,4 @@
-"""The image pool on real files: bad ones are set aside by name, good ones come out upright, RGB and in a seeded order."""
+"""The image pool on real files: bad ones are set aside by name, good ones come out upright, RGB, in a seeded order."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_exactly_the_bad_files_are_quarantined_each_once_with_a_reason(mixed: Pa
 
 
 def test_reasons_tell_the_cases_apart(mixed: Path) -> None:
-    reasons = {file.as_posix(): reason for file, reason in ImagePool(mixed, 0).quarantined.items()}
+    reasons = ImagePool(mixed, 0).quarantined
     assert "empty" in reasons["empty.png"]
     assert "not an image" in reasons["text.png"]
     assert "60000 x 60000 pixels" in reasons["bomb.png"] or str(MAX_PIXELS) in reasons["bomb.png"]
@@ -107,7 +107,7 @@ def test_large_folders_are_checked_while_drawing_and_lose_no_draw(mixed: Path, m
 
 
 def test_scan_finds_nested_files_once_and_ends_on_loops(mixed: Path, tmp_path: Path) -> None:
-    found = [file.as_posix() for file in scan_images(mixed)]
+    found = list(scan_images(mixed))
     assert len(found) == len(set(found))
     assert "nested/deeper/B.JPG" in found
     assert not [file for file in found if "loop" in file or "hidden" in file or file.endswith(".txt")]
@@ -172,8 +172,10 @@ def test_orientation_survives_transparency_and_16_bit(tmp_path: Path) -> None:
 
 
 def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\xff\xff garbage")
-    assert open_image(tmp_path / "x.jpg").size == (8, 8)
+    for suffix in ("jpg", "png", "webp"):
+        for block in (b"MM\0\x2a\0\0\xff\xff garbage", b"no header at all"):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / f"x.{suffix}", exif=b"Exif\0\0" + block)
+            assert open_image(tmp_path / f"x.{suffix}").size == (8, 8)
 
 
 def test_transparency_is_shown_on_white(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_a_suffix_may_lie_and_nothing_of_the_file_but_pixels_is_kept(tmp_path: P
 
 
 def test_verifying_and_opening_agree(mixed: Path) -> None:
-    def fails(function: object, file: Path) -> bool:
+    def fails(function: object, file: str) -> bool:
         try:
             function(mixed / file)  # type: ignore[operator]
         except ImageError:
@@ -248,14 +250,14 @@ def test_verifying_and_opening_agree(mixed: Path) -> None:
         return False
 
     for file in scan_images(mixed):
-        assert fails(verify_image, file) == fails(open_image, file) == (file.as_posix() in BAD), file
+        assert fails(verify_image, file) == fails(open_image, file) == (file in BAD), file
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_named_pipe_does_not_hang_the_scan(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     plain(tmp_path / "a.png")
-    assert [file.name for file in ImagePool(tmp_path, 0).quarantined] == ["pipe.png"]
+    assert list(ImagePool(tmp_path, 0).quarantined) == ["pipe.png"]
 
 
 @pytest.fixture
@@ -283,7 +285,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(many: Path) -> None:
     b.take(33)
     assert [a.order(e) for e in range(3)] == [b.order(e) for e in range(3)]
     assert a.order(0) != ImagePool(many, 8).order(0)
-    assert names(a, 20) == [a.files[i].name for i in a.order(0)]
+    assert names(a, 20) == [a.files[i] for i in a.order(0)]
     split = ImagePool(many, 7)
     assert [n for k in (1, 5, 3, 11) for n in names(split, k)] == names(ImagePool(many, 7), 20)
 

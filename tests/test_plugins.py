@@ -70,7 +70,11 @@ BROKEN = {
         "incompatible",
         "for plugin interface 99, this asg_core has 1",
     ),
-    "name of the core's own": (GOOD.replace("NAME", "tiny"), "duplicate", "already provided by plugin 'tiny' of asg-core"),
+    "name of the core's own": (
+        GOOD.replace("NAME", "tiny"),
+        "duplicate",
+        "already provided by plugin 'tiny' of asg-core",
+    ),
     "same name twice": ("@hookimpl\ndef asg_backbones(): return [manifest('sick')] * 2", "broken", "same name"),
 }
 
@@ -198,10 +202,10 @@ def test_options_are_checked_before_anything_is_loaded(install: Install) -> None
         load_backbone("fails", device="cpu", options={"setps": 7})
     assert "unknown key 'backbone_options.setps'" in raised.value.what
     assert "Did you mean 'backbone_options.steps'?" in raised.value.fix
-    with pytest.raises(ConfigError, match="backbone_options.steps = 99") as raised:
+    with pytest.raises(ConfigError, match=r"backbone_options\.steps = 99") as raised:
         load_backbone("fails", device="cpu", options={"steps": 99})
     assert "a whole number >= 1, <= 50 (drawing steps)" in raised.value.why
-    with pytest.raises(ConfigError, match="backbone_options.steps"):
+    with pytest.raises(ConfigError, match=r"backbone_options\.steps"):
         load_backbone("odd", device="cpu", options={"steps": 1})
     assert validate_options(find_manifest("fails"), {"guidance": 2}).guidance == 2.0
 
@@ -242,6 +246,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
 
 
 def test_help_needs_not_even_pydantic() -> None:
-    check = "import sys, asg_core.cli as c; c.main(['--help']); assert not {'pydantic', 'numpy', 'rich'} & set(sys.modules)"
+    check = (
+        "import sys, asg_core.cli as c; c.main(['--help']); assert not {'pydantic', 'numpy', 'rich'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -89,11 +89,16 @@ def answer_span(text: str) -> tuple[int, int]:
     return start, start + len(inside.strip())
 
 
+_LONGEST = 1000
+"""Characters of an answer that are read: a runaway completion must not stall a step."""
+
+
 def normalise(text: str) -> str:
     """The text of an answer made comparable: NFKC, case, quotes, articles, edge punctuation, separators, number words.
 
     Repeated until stable, since removing one wrapping can uncover another; so the result normalises to itself.
     """
+    text = text[:_LONGEST]
     while True:
         start, end = answer_span(text)
         bare = _ARTICLE.sub("", _trim(_LOOSE_QUOTE.sub("", _plain(text[start:end]))))

@@ -44,7 +44,7 @@ class ImagePool:
 
     Attributes:
         folder: as given.
-        files: paths inside the folder, sorted, good and bad ones.
+        files: paths inside the folder with "/" between their parts, sorted by parts, good and bad ones.
         quarantined: bad files found so far and why.
 
     Raises:
@@ -59,8 +59,8 @@ class ImagePool:
         max_side: int = MAX_SIDE,
     ) -> None:
         self.folder, self.seed, self.on_quarantine, self.max_side = folder, seed, on_quarantine, max_side
-        self.files = sorted(scan_images(folder))
-        self.quarantined: dict[Path, str] = {}
+        self.files = sorted(scan_images(folder), key=lambda file: file.split("/"))
+        self.quarantined: dict[str, str] = {}
         self._epoch = self._position = 0
         self._order = self.order(0)
         if len(self.files) <= VERIFY_UP_TO:
@@ -107,7 +107,7 @@ class ImagePool:
             "epoch": self._epoch,
             "position": self._position,
             "files": self._fingerprint(),
-            "quarantined": {file.as_posix(): reason for file, reason in sorted(self.quarantined.items())},
+            "quarantined": dict(sorted(self.quarantined.items())),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -124,22 +124,22 @@ class ImagePool:
             )
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
         self._order = self.order(self._epoch)
-        self.quarantined |= {Path(file): str(reason) for file, reason in state["quarantined"].items()}
+        self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}
 
     def _fingerprint(self) -> str:
-        names = "\n".join(file.as_posix() for file in self.files)
+        names = "\n".join(self.files)
         return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
-    def _problem(self, file: Path) -> str | None:
+    def _problem(self, file: str) -> str | None:
         try:
             verify_image(self.folder / file)
         except ImageError as error:
             return error.why
         return None
 
-    def _set_aside(self, file: Path, reason: str) -> None:
+    def _set_aside(self, file: str, reason: str) -> None:
         self.quarantined[file] = reason
-        self.on_quarantine(file, reason)
+        self.on_quarantine(Path(file), reason)
 
     def _check_usable(self) -> None:
         if len(self):
@@ -152,8 +152,8 @@ class ImagePool:
         raise ImageError(f"images={self.folder} holds no usable image", why, "give a folder of photos or drawings")
 
 
-def scan_images(folder: Path) -> Iterator[Path]:
-    """Paths inside ``folder`` of all files with an image suffix, in no particular order.
+def scan_images(folder: Path) -> Iterator[str]:
+    """Paths inside ``folder``, "/" between their parts, of all files with an image suffix, in no particular order.
 
     Links to directories are followed, each real directory is entered once, so loops end. Unreadable directories and
     names that start with "." are left out.
@@ -169,7 +169,7 @@ def scan_images(folder: Path) -> Iterator[Path]:
             f"images={folder} cannot be used", error.strerror or str(error), "give an existing folder that you may read"
         ) from None
     entered: set[tuple[int, int]] = set()
-    waiting = [Path()]
+    waiting = [""]
     while waiting:
         inside = waiting.pop()
         try:
@@ -183,6 +183,6 @@ def scan_images(folder: Path) -> Iterator[Path]:
             continue
         for entry in found:
             if entry.is_dir():
-                waiting.append(inside / entry.name)
-            elif Path(entry.name).suffix.lower() in SUFFIXES:
-                yield inside / entry.name
+                waiting.append(f"{inside}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield inside + entry.name

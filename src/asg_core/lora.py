@@ -124,7 +124,8 @@ class RoleAdapters:
         self._active = role
         for layer in self._layers:
             layer._disable_adapters = role is None or role.value not in layer.lora_A
-            layer._active_adapter = [] if role is None else [role.value]
+            if role is not None:
+                layer._active_adapter = [role.value]
 
     @property
     def active(self) -> Role | None:

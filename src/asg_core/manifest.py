@@ -57,6 +57,11 @@ class BackboneManifest(BaseModel):
         pattern=_TARGET,
         description="module:function(ParityRun) that replays recorded cases of the original implementation",
     )
+    export: str | None = Field(
+        None,
+        pattern=_TARGET,
+        description="module:function(backbone, weights, directory, roles, *, float32) -> ExportReport, merges adapters",
+    )
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="recommended RunConfig values for this backbone, below YAML and command line"
     )

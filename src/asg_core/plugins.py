@@ -112,7 +112,7 @@ def load_backbone(
     name: str,
     *,
     weights: str | Path | None = None,
-    device: str = "auto",
+    device: str = "cpu",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     options: Mapping[str, Any] | None = None,
     lora: LoraSettings | None = None,

@@ -84,7 +84,7 @@ class TrainingDisplay:
                 self._training, description=self._position(), completed=self._done, note=f"{note}  {self._left()}"
             )
         else:
-            self._line(self._summary(str(metrics.get("kind", "")), numbers))
+            self._line(self._summary(str(metrics.get("kind") or ""), numbers))
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -101,7 +101,7 @@ class TrainingDisplay:
 
         def report(done: int, total: int) -> None:
             nonlocal quarters
-            reached = 4 * done // total if total > 0 else 0
+            reached = min(4, 4 * done // total) if total > 0 else 0
             if reached > quarters:
                 quarters = reached
                 self._line(f"{name}: {25 * reached} %")
@@ -125,7 +125,7 @@ class TrainingDisplay:
         return f"left {timedelta(seconds=round(remaining * sum(self._seconds) / len(self._seconds)))}"
 
     def _summary(self, kind: str, numbers: Mapping[str, float]) -> str:
-        parts = [f"{self._position()} {kind}"]
+        parts = [f"{self._position()} {kind}".rstrip()]
         for stem, title, form in (("reward", "reward", "+.3f"), ("kl", "KL", ".2g")):
             values = [f"{role} {numbers[f'{stem}_{role}']:{form}}" for role in _ROLES if f"{stem}_{role}" in numbers]
             if values:
@@ -145,8 +145,9 @@ class TrainingDisplay:
             cells = [self._cell(f"{stem}_{role}", form) for stem, form in _TABLE.items()]
             table.add_row(role, *cells)
         signals = [f"{title} {self._cell(key, '.3f')}" for key, title in _SIGNALS.items()]
-        shown = [table, Text("   ".join(signals), overflow="ellipsis", no_wrap=True)] if self._latest else []
-        return Group(*shown, self._progress)
+        if not self._latest:
+            return Group(self._progress)
+        return Group(table, Text("   ".join(signals), overflow="ellipsis", no_wrap=True), self._progress)
 
     def _cell(self, key: str, form: str) -> str:
         return f"{self._latest[key]:{form}}" if key in self._latest else "-"

@@ -16,7 +16,7 @@ MAX_SIDE = 512
 """Written images are scaled down to this many pixels on the long side."""
 
 
-def write_samples(folder: Path, step: int, items: Sequence[UnderstandingItem] | Sequence[GenerationItem]) -> None:
+def write_samples(folder: Path, step: int, items: Sequence[UnderstandingItem | GenerationItem]) -> None:
     """Write ``step-NNNNNN.json`` and ``step-NNNNNN/*.png`` below ``folder`` (docs/run_folder.md has the keys)."""
     name = f"step-{step:06d}"
     (folder / name).mkdir(exist_ok=True)

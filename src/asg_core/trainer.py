@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from asg_core import checkpoint
 from asg_core.config import RunConfig
@@ -198,6 +199,7 @@ class Trainer:
         self.nonfinite_in_a_row = 0
         self.step = 0
         self.seconds = 0.0
+        set_seed(config.seed)  # nothing of ours draws from the global generators, but a plugin may
         if self._resumed_from is not None:
             self._restore()
 

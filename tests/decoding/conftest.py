@@ -46,10 +46,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 class TinyQwen(TransformersCausalModel):
     """Qwen2.5-VL as a plugin would write it: image features, M-RoPE positions, the tokens around them."""
 
-    def __init__(self, full: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, **rest: object) -> None:
+    def __init__(
+        self, full: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, **rest: object
+    ) -> None:
         super().__init__(full.model.language_model, full.lm_head, tokenizer, axes=3, **rest)
         self.full = full
-        self.processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=112 * 112)
+        self.processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=448 * 448)
         self.features: ImageFeatureCache[tuple[Tensor, Tensor]] = ImageFeatureCache()
 
     def pixels(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -194,7 +196,7 @@ def make_picture() -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def requests_of() -> Callable[[Rig], list[TextRequest]]:
-    """Two images of different size (or none) x prompts of different length x several samples, not sorted by anything."""
+    """Two images of different size (or none) x prompts of different length x several samples, in no order."""
 
     def make(rig: Rig) -> list[TextRequest]:
         shown = [picture(1), picture(2, 84, 56), None] if rig.sees else [None]

@@ -86,6 +86,17 @@ def test_suppressed_tokens_are_never_sampled(rig_llama, monkeypatch):
     assert all(entropy > math.log(3) for sample in samples for entropy in sample.entropies)  # raw logits, all tokens
 
 
+@pytest.mark.parametrize("draw", [0.0, 1.0])
+def test_extreme_draws_give_the_first_and_the_last_possible_token(rig_llama, monkeypatch, draw):
+    """The ends of the distribution, where suppressed tokens of probability zero sit, are never hit by rounding."""
+    rig = rig_llama
+    monkeypatch.setattr(rig.model, "suppressed_token_ids", (0, 1, 2, 259, 260, 261))
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.full((size,), draw, dtype=torch.float64))
+    for text in ("Why?", "Who", "When"):
+        sample = sample_text(rig.model, [TextRequest(text, None, 0)], TextSampling(5, 1.3))[0]
+        assert set(sample.token_ids) == {3 if draw == 0 else 258}
+
+
 def test_finish_reason_stop_token_and_limit(rig_llama, monkeypatch):
     rig = rig_llama
     monkeypatch.setattr(rig.model, "stop_token_ids", frozenset(range(0, 256, 3)))

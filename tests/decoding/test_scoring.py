@@ -51,6 +51,11 @@ def unshared_loss(rig, samples, advantages):
     return total
 
 
+def unshared_logprob(rig, samples):
+    with rig.adapters.use(Role.SOLVER):
+        return sum(policy(rig, s).gather(-1, torch.tensor(s.token_ids)[:, None]).sum() for s in samples)
+
+
 def shared_loss(rig, samples, advantages, **options):
     scores = token_logits(rig.model, samples, rig.adapters, Role.SOLVER, base=True, **options)
     return sum(s.kl.sum() - a * s.logprobs.sum() for s, a in zip(scores, advantages, strict=True))
@@ -170,7 +175,10 @@ def test_an_adapted_head_is_recomputed_under_its_own_role(build_rig):
     with adapters.use(Role.SOLVER):
         samples = sample_text(rig.model, [TextRequest("Why?", None, s) for s in range(3)], SAMPLING)
     weights = list(adapters.parameters(Role.SOLVER).values())
-    scores = token_logits(rig.model, samples, adapters, Role.SOLVER)
+    scores = token_logits(rig.model, samples, adapters, Role.SOLVER, base=True)
+    for score, plain in zip(scores, token_logits(rig.model, samples, adapters, None), strict=True):
+        assert torch.equal(score.base_logprobs, plain.logprobs)
+        assert (score.kl > 1e-4).all()
     got = torch.autograd.grad(sum(s.logprobs.sum() for s in scores), weights)
     with adapters.use(Role.SOLVER):
         expected = 0.0
@@ -244,7 +252,10 @@ def test_both_updates_of_a_step_share_the_base_prefix(build_rig, make_picture, m
     assert widths.count(prefix) == 3
     fresh = token_logits(rig.model, answers, rig.adapters, Role.SOLVER, base=True)
     torch.testing.assert_close(scores[0].kl, fresh[0].kl)
-    sum(s.logprobs.sum() for s in scores).backward()  # nothing kept was consumed or detached
+    again = token_logits(rig.model, answers, rig.adapters, Role.SOLVER, prefixes=kept)
+    for scored in (scores, again):  # prefixes with gradients are not kept: each call has its own graph
+        first = gradient(rig, Role.SOLVER, sum(s.logprobs.sum() for s in scored))
+        assert relative_error(first, gradient(rig, Role.SOLVER, unshared_logprob(rig, answers))) < 1e-4
 
 
 def test_sharing_keeps_fewer_activations_than_an_unshared_batch(build_rig, make_picture):

@@ -25,9 +25,16 @@ def test_image_segments_move_the_counter_by_less_than_their_length(rig_qwen, mak
 @pytest.mark.parametrize("change", [{"attn_implementation": "eager"}, {"layer_types": ["sliding_attention"]}])
 def test_other_attention_is_refused(rig_llama, change):
     config = MistralConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
     for name, value in change.items():
         setattr(config, {"attn_implementation": "_attn_implementation"}.get(name, name), value)
     with pytest.raises(PluginError, match="cannot decode with MistralModel"):
-        TransformersCausalModel(MistralModel(config), rig_llama.full.lm_head, rig_llama.model.tokenizer, stop_token_ids=[0])
+        TransformersCausalModel(
+            MistralModel(config), rig_llama.full.lm_head, rig_llama.model.tokenizer, stop_token_ids=[0]
+        )

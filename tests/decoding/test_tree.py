@@ -29,6 +29,17 @@ def test_what_padding_holds_is_invisible(rig, requests_of, monkeypatch):
         assert a.logprobs == pytest.approx(score.logprobs.tolist(), abs=2e-5)
 
 
+def test_every_query_sees_something(rig, requests_of, monkeypatch):
+    """A query without a key is NaN in some attention kernels, and a NaN value poisons rows even where it is masked."""
+    forward = rig.model.forward
+    masks = []
+    monkeypatch.setattr(rig.model, "forward", lambda e, mask, *rest: masks.append(mask) or forward(e, mask, *rest))
+    samples = sample_text(rig.model, requests_of(rig), TextSampling(6))
+    token_logits(rig.model, samples, rig.adapters, None)
+    assert all(mask.any(-1).all() for mask in masks)
+    assert not all(mask.flatten(0, 1)[:, -1].all() for mask in masks)  # there was padding
+
+
 class Planted:
     """A model whose prefixes are given segments; the rest is the rig's."""
 

@@ -114,5 +114,5 @@ def at_least_one(text: str) -> int:
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on stdout; NaN is refused."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Indented ASCII JSON on stdout; NaN is refused."""
+    print(json.dumps(value, indent=2, allow_nan=False))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from asg_core import __version__
-from asg_core.cli import ask, config, doctor, evaluate, generate, plugins, report, solve, tiny, train
+from asg_core.cli import ask, config, doctor, evaluate, export, generate, parity, plugins, report, solve, tiny, train
 from asg_core.cli.common import INTERRUPTED
 from asg_core.errors import AsgError, ConfigError, did_you_mean
 
@@ -34,7 +34,7 @@ environment:
   ASG_DISABLE_PLUGINS=name,name   leave plugins out; * leaves out all but the core's own
 """
 
-_VERBS = (train, evaluate, generate, ask, solve, plugins, doctor, config, report, tiny)
+_VERBS = (train, evaluate, generate, ask, solve, plugins, doctor, config, report, export, parity, tiny)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asg_core.decoding.model import CausalModel
+from asg_core.decoding.model import CausalModel, Segment, join_segments
 from asg_core.decoding.prefixes import PrefixCache
-from asg_core.decoding.tree import extend, grow
+from asg_core.decoding.tree import Rows, extend, sprout
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
 from asg_core.entropy import token_entropy
 from asg_core.roles import Role, TextSample, TokenLogits
@@ -117,21 +117,39 @@ def _per_sample(chunks: Sequence[Tensor | None], lengths: list[int]) -> Sequence
 
 
 def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: PrefixCache | None) -> Tensor:
-    """(n, D) hidden states that predict the n completion tokens, sample after sample."""
-    nodes, node_of = grow(model, [sample.request for sample in samples], kept)
-    rows = nodes.fork(node_of)
+    """(n, D) hidden states that predict the n completion tokens, sample after sample.
+
+    Where no two samples share a prompt, prompt and completion run as one pass.
+    """
+    rows, prompts, node_of = sprout(model, [sample.request for sample in samples], kept)
+    completions = _token_segments(model, [sample.token_ids[:-1] for sample in samples], rows)
+    if len(prompts) == len(samples) and all(prompt.causal for prompt in prompts):
+        starts = [len(prompt.embeds) - 1 for prompt in prompts]
+        joined = [join_segments(pair) for pair in zip(prompts, completions, strict=True)]
+        hidden, _ = extend(model, rows, joined)
+    else:
+        starts = [0] * len(samples)
+        rows = extend(model, rows, prompts)[1].fork(node_of)
+        after, _ = extend(model, rows, completions)
+        hidden = torch.cat([rows.last[:, None], after], dim=1)
+    width = hidden.shape[1]
+    wanted = [
+        row * width + start + step
+        for row, (start, sample) in enumerate(zip(starts, samples, strict=True))
+        for step in range(len(sample.token_ids))
+    ]
+    return hidden.flatten(0, 1).index_select(0, torch.tensor(wanted, device=hidden.device))
+
+
+def _token_segments(model: CausalModel, ids_of: Sequence[Sequence[int]], rows: Rows) -> list[Segment]:
+    width = max(map(len, ids_of))
     device = rows.counter.device
-    fed = [len(sample.token_ids) - 1 for sample in samples]
-    width = max(fed)
-    hidden = rows.last[:, None]
-    if width:
-        padded = [[*sample.token_ids[:-1], *[0] * (width - count)] for sample, count in zip(samples, fed, strict=True)]
-        offsets = torch.arange(width, device=device).expand(rows.axes, len(samples), -1)
-        embeds = model.embed_tokens(torch.tensor(padded, device=device))
-        after, _ = extend(model, rows, embeds, offsets, fed, fed, [True] * len(samples))
-        hidden = torch.cat([hidden, after], dim=1)
-    wanted = [row * (width + 1) + step for row, count in enumerate(fed) for step in range(count + 1)]
-    return hidden.flatten(0, 1).index_select(0, torch.tensor(wanted, device=device))
+    padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in ids_of], dtype=torch.long, device=device)
+    steps = torch.arange(width, device=device).expand(rows.axes, -1)
+    return [
+        Segment(embeds[: len(ids)], steps[:, : len(ids)], len(ids))
+        for ids, embeds in zip(ids_of, model.embed_tokens(padded), strict=True)
+    ]
 
 
 @contextmanager

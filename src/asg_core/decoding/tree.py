@@ -59,55 +59,37 @@ class Rows:
         )
 
 
-def extend(
-    model: CausalModel,
-    rows: Rows,
-    embeds: Tensor,
-    offsets: Tensor,
-    lengths: Sequence[int],
-    advances: Sequence[int],
-    causal: Sequence[bool],
-) -> tuple[Tensor, Rows]:
-    """Append one right-padded batch of embeddings.
-
-    Args:
-        embeds: (B, L, D), of which row i has ``lengths[i]`` real positions.
-        offsets: (A, B, L) long, positions relative to each row's counter.
-        advances: how far each row's counter moves.
-        causal: attention pattern of each row's new positions.
+def extend(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> tuple[Tensor, Rows]:
+    """Append one segment to each of B rows, as one right-padded batch; L is the longest.
 
     Returns:
-        (B, L, D) hidden states and the extended rows. ``rows.last`` means nothing for a row of length 0.
+        (B, L, D) hidden states and the extended rows. ``last`` means nothing for a row whose segment is empty.
     """
-    device = embeds.device
-    batch, width = embeds.shape[:2]
+    device = rows.counter.device
+    lengths = [len(segment.embeds) for segment in segments]
+    counter = rows.counter + torch.tensor([segment.advance for segment in segments], device=device)
+    if not any(lengths):
+        return rows.last[:, None][:, :0], replace(rows, counter=counter)
+    embeds = pad_sequence([segment.embeds for segment in segments], batch_first=True)
+    offsets = pad_sequence([segment.positions.T for segment in segments], batch_first=True).permute(2, 0, 1)
+    steps = torch.arange(max(lengths), device=device)
     size = torch.tensor(lengths, device=device)
-    steps = torch.arange(width, device=device)
     real = steps < size[:, None]
-    inside = steps[:, None] >= steps
-    if not all(causal):
-        inside = inside | ~torch.tensor(causal, device=device)[:, None, None]
-    inside = (inside & real[:, None, :] & real[:, :, None]) | torch.eye(width, dtype=torch.bool, device=device)
+    full = torch.tensor([not segment.causal for segment in segments], device=device)
+    inside = (steps[:, None] >= steps) | full[:, None, None]
+    # A padded query sees itself: without any key it is NaN in some kernels, and NaN values poison rows that mask them.
+    itself = torch.eye(len(steps), dtype=torch.bool, device=device)
+    inside = (inside & real[:, None, :] & real[:, :, None]) | itself
     past = rows.visible[:, None, :] & real[:, :, None]
     mask = torch.cat([past, inside], dim=-1)[:, None]
     hidden = model.forward(embeds, mask, offsets + rows.counter[None, :, None], rows.cache)
     return hidden, Rows(
         cache=rows.cache,
         visible=torch.cat([rows.visible, real], dim=1),
-        counter=rows.counter + torch.tensor(advances, device=device),
+        counter=counter,
         axes=rows.axes,
-        last=hidden[torch.arange(batch, device=device), (size - 1).clamp(min=0)],
+        last=hidden[torch.arange(len(segments), device=device), (size - 1).clamp(min=0)],
     )
-
-
-def _extend_segments(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> Rows:
-    lengths = [len(segment.embeds) for segment in segments]
-    advances = [segment.advance for segment in segments]
-    if not any(lengths):
-        return replace(rows, counter=rows.counter + torch.tensor(advances, device=rows.counter.device))
-    embeds = pad_sequence([segment.embeds for segment in segments], batch_first=True)
-    offsets = pad_sequence([segment.positions.T for segment in segments], batch_first=True).permute(2, 0, 1)
-    return extend(model, rows, embeds, offsets, lengths, advances, [segment.causal for segment in segments])[1]
 
 
 def _plant(model: CausalModel, images: Sequence[Image | None]) -> Rows:
@@ -121,13 +103,13 @@ def _plant(model: CausalModel, images: Sequence[Image | None]) -> Rows:
         axes=first.positions.shape[0],
         last=first.embeds.new_zeros(len(images), first.embeds.shape[1]),
     )
-    return _extend_segments(model, rows, segments)
+    return extend(model, rows, segments)[1]
 
 
-def grow(
+def sprout(
     model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
-) -> tuple[Rows, list[int]]:
-    """Prefill every distinct image once and every distinct prompt of an image once.
+) -> tuple[Rows, list[Segment], list[int]]:
+    """Prefill every distinct image once and fork it to the distinct prompts of that image.
 
     Images are distinct by object identity, never by their tokens; None (text only) counts as one image.
 
@@ -136,7 +118,8 @@ def grow(
         kept: prefixes of earlier calls to go on from.
 
     Returns:
-        One row per distinct (image, prompt), and for each request the row that it continues.
+        One row per distinct (image, prompt) in order of first appearance, the prompt to append to each row, and for
+        each request its row.
 
     Raises:
         PluginError: if the model's prompt segment is empty.
@@ -158,5 +141,12 @@ def grow(
     distinct = list(images.values())
     trunk, places = kept.lookup(distinct, plant) if kept else (plant(distinct), list(range(len(distinct))))
     row_of = dict(zip(images, places, strict=True))
-    rows = trunk.fork([row_of[image] for image, _ in nodes])
-    return _extend_segments(model, rows, [prompts[text] for _, text in nodes]), node_of
+    return trunk.fork([row_of[image] for image, _ in nodes]), [prompts[text] for _, text in nodes], node_of
+
+
+def grow(
+    model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
+) -> tuple[Rows, list[int]]:
+    """:func:`sprout`, then prefill every distinct prompt of an image once; rows ready to fork into samples."""
+    rows, prompts, node_of = sprout(model, requests, kept)
+    return extend(model, rows, prompts)[1], node_of

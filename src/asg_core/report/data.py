@@ -127,7 +127,7 @@ def _records(path: Path, problems: list[str]) -> list[Record]:
         if isinstance(record, dict):
             records.append(record)
         elif index == len(lines):
-            problems.append(f"The last line of {path.name} is incomplete, as after a kill while writing; it was skipped.")
+            problems.append(f"The last line of {path.name} is incomplete, as after a kill; it was skipped.")
         else:
             problems.append(f"Line {index} of {path.name} is not a JSON object; it was skipped.")
     return records

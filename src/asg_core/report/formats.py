@@ -12,7 +12,7 @@ MISSING = "–"
 def decimal(value: object, digits: int = 3) -> str:
     """``value`` with ``digits`` decimals and a true minus sign."""
     found = number(value)
-    return MISSING if found is None else f"{found:.{digits}f}".replace("-", "−")
+    return MISSING if found is None else f"{round(found, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def significant(value: object, digits: int = 4) -> str:
@@ -24,7 +24,8 @@ def significant(value: object, digits: int = 4) -> str:
 def signed(value: object, digits: int = 3) -> str:
     """Like :func:`decimal`, with a plus sign on positive values."""
     found = number(value)
-    return MISSING if found is None else f"{found:+.{digits}f}".replace("-", "−")
+    sign = "+" if found is not None and round(found, digits) > 0 else ""
+    return sign + decimal(value, digits)
 
 
 def points(value: object, digits: int = 1) -> str:

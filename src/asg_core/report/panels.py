@@ -13,7 +13,7 @@ Kind = Literal["understanding", "generation"]
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric as a curve: its key in metrics.jsonl, label, ink, and the kind of step it is taken from (None: both)."""
+    """One metric as a curve: key in metrics.jsonl, label, ink, and the kind of step it is taken from (None: both)."""
 
     key: str
     label: str
@@ -33,6 +33,7 @@ class Panel:
         log: the y axis may be logarithmic where all values are positive and span more than a factor of 50.
         band: (low, high) region that the method aims at.
         line: (value, name) of a reference level.
+        only_if_nonzero: left out of the report where all values are 0.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Panel:
     log: bool = False
     band: tuple[float, float] | None = None
     line: tuple[float, str] | None = None
+    only_if_nonzero: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ def panel_groups(config: RunConfig) -> list[PanelGroup]:
             Panel(
                 "Loss",
                 "A policy-gradient loss has no meaningful level; look for jumps.",
-                (*_roles("loss", "proposer", "solver", "generator"), Curve("penalty_generator", "Generator penalty", "olive")),
+                (
+                    *_roles("loss", "proposer", "solver", "generator"),
+                    Curve("penalty_generator", "Generator penalty", "olive"),
+                ),
             ),
             Panel(
                 "Groups without signal",
@@ -186,6 +191,7 @@ def panel_groups(config: RunConfig) -> list[PanelGroup]:
                 "Dropped as non-finite",
                 "Samples or updates per step that were dropped because a number was not finite.",
                 (Curve("nonfinite", "dropped", "solver"),),
+                only_if_nonzero=True,
             ),
         ],
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Outline
 from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from asg_core.config import RunConfig
@@ -40,7 +40,7 @@ STROKE_NAMES = ("solid", "dashed", "dotted", "dashdot", "solid")
 
 @dataclass(frozen=True)
 class Key:
-    """Legend entry of a drawn curve: metric, label, ink, stroke name, and its mean over the first and the last fifth of its steps."""
+    """Legend entry of a curve; ``early`` and ``late`` are means over the first and the last fifth of its steps."""
 
     metric: str
     label: str
@@ -87,7 +87,8 @@ def series(metrics: list[Record], curve: Curve) -> tuple[np.ndarray, np.ndarray]
     found = [
         (float(record["step"]), value)
         for record in metrics
-        if (curve.kind is None or record.get("kind") == curve.kind) and (value := number(record.get(curve.key))) is not None
+        if (curve.kind is None or record.get("kind") == curve.kind)
+        and (value := number(record.get(curve.key))) is not None
     ]
     return np.array([step for step, _ in found]), np.array([value for _, value in found])
 
@@ -105,7 +106,7 @@ def draw_panels(metrics: list[Record], config: RunConfig) -> list[tuple[str, lis
 def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
     curves = [(curve, *series(metrics, curve)) for curve in panel.curves]
     curves = [(curve, steps, values) for curve, steps, values in curves if len(values)]
-    if not curves:
+    if not curves or (panel.only_if_nonzero and not any(values.any() for *_, values in curves)):
         return None
     figure = Figure(figsize=(4.6, 2.35))
     axes = figure.add_axes((0.115, 0.145, 0.87, 0.82))
@@ -115,7 +116,9 @@ def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
         ink, stroke = _INKS[curve.ink], position % len(_STROKES)
         axes.add_patch(_dots(*thin(steps, values), ink))
         mean = smooth(values)
-        axes.plot(steps, mean, color=ink, linestyle=_STROKES[stroke], linewidth=1.7, marker="o" if len(values) == 1 else "")
+        axes.plot(
+            steps, mean, color=ink, linestyle=_STROKES[stroke], linewidth=1.7, marker="o" if len(values) == 1 else ""
+        )
         keys.append(Key(curve.key, curve.label, curve.ink, STROKE_NAMES[stroke], *early_and_late(values.tolist())))
     return Plot(panel, _svg(figure, salt=panel.title), keys)
 
@@ -126,6 +129,7 @@ def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, 
     if panel.log and values.min() > 0 and values.max() / values.min() > 50:
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(values.min() / 1.5, values.max() * 1.5)
     elif panel.share:
         axes.set_ylim(-0.03, 1.03)
     else:
@@ -135,7 +139,7 @@ def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, 
         axes.yaxis.set_major_locator(MaxNLocator(5))
     if panel.band:
         axes.axhspan(*panel.band, color=_BAND, linewidth=0)
-    if panel.line and (panel.share or axes.get_ylim()[0] <= panel.line[0] <= axes.get_ylim()[1]):
+    if panel.line and axes.get_ylim()[0] <= panel.line[0] <= axes.get_ylim()[1]:
         axes.axhline(panel.line[0], color=_TEXT, linewidth=0.7, linestyle=(0, (2, 2)))
         axes.annotate(
             panel.line[1], (1, panel.line[0]), (-1, 2), color=_TEXT, fontsize=8, ha="right",
@@ -159,7 +163,7 @@ def _dots(steps: np.ndarray, values: np.ndarray, ink: str) -> PathPatch:
     codes = np.tile([Outline.MOVETO, Outline.LINETO], len(steps))
     outline = Outline(vertices, codes)
     outline.should_simplify = False  # simplification drops zero-length strokes
-    return PathPatch(outline, fill=False, edgecolor=ink, alpha=0.38, linewidth=2.6, capstyle="round")
+    return PathPatch(outline, fill=False, edgecolor=ink, alpha=0.45, linewidth=2.6, capstyle="round")
 
 
 def _svg(figure: Figure, salt: str) -> str:
@@ -167,7 +171,10 @@ def _svg(figure: Figure, salt: str) -> str:
     # The salt keeps ids of different panels on one page apart and a report byte-identical when it is drawn again.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

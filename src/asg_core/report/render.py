@@ -6,8 +6,9 @@ run is still going.
 
 from __future__ import annotations
 
+import math
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,9 +45,14 @@ def render_report(run: Path) -> Path:
     return target
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("asg_core.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+        loader=PackageLoader("asg_core.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters.update(FILTERS)
     environment.globals.update(framing_number=gallery.framing_number, verdict=tables.verdict)
@@ -78,6 +84,7 @@ def _context(data: RunData) -> dict[str, Any]:
         "members": gallery.MEMBERS,
         "thumbnail": partial(gallery.thumbnail, data.folder / "samples"),
         "framings": FRAMINGS[: config.solve.framings],
+        "max_entropy": math.log(config.solve.framings),
         "quarantine_rows": QUARANTINE_ROWS,
         "changed": tables.changed_settings(data),
     }
@@ -96,8 +103,8 @@ def _status(data: RunData) -> tuple[str, str]:
     if data.summary is None:
         return "warn", "no summary: still running, or killed"
     if data.summary.get("interrupted"):
-        return "warn", "interrupted"
+        return "warn", "ended early: interrupted, or stopped by an alarm"
     done, planned = number(data.summary.get("steps_done")), number(data.config.get("steps"))
     if done is not None and planned is not None and done < planned:
-        return "warn", "stopped early"
+        return "warn", "fewer steps than planned"
     return "good", "finished"

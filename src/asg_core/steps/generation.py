@@ -188,7 +188,7 @@ def _judge_likeness(backbone: Backbone, items: Sequence[GenerationItem], config:
         TextRequest(CAPTION_PROMPT, c.sample.image, derive_seed(config.seed, step, "caption", i))
         for i, c in enumerate(candidates)
     ]
-    captions = backbone.solve(requests, TextSampling(config.ask.max_new_tokens, temperature=0.0))
+    captions = backbone.solve(requests, TextSampling(config.solve.caption_max_new_tokens, temperature=0.0))
     for c, caption in zip(candidates, captions, strict=True):
         c.caption = caption.text.strip()
     prompts = backbone.embed([item.spec.prompt for item in items if item.spec is not None])

@@ -1,8 +1,8 @@
 """Parity runner: replay recorded cases of an original implementation and compare number by number.
 
 A fixture folder holds ``manifest.json``, ``cases.safetensors`` and a checkpoint. The plugin's parity function reads
-what it needs through :class:`ParityRun`, which remembers what was read: a tensor or manifest key that no case consumed is
-reported as unknown and fails the run, so that a fixture can never be half checked.
+what it needs through :class:`ParityRun`, which remembers what was read: a tensor or manifest key that no case consumed
+is reported as unknown and fails the run, so that a fixture can never be half checked.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class ParityRun:
     def tensor(self, name: str) -> Tensor:
         """A recorded tensor, input or expectation; marks it as consumed. Raises KeyError if there is none."""
         self._unused_tensors.discard(name)
-        return self._tensors[name]
+        recorded: Tensor = self._tensors[name]
+        return recorded
 
     def value(self, key: str) -> Any:
         """A top-level manifest entry; marks it as consumed. Raises KeyError if there is none."""

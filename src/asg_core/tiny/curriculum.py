@@ -29,7 +29,7 @@ _BRANCH_TOKENS = 110
 
 @dataclass(frozen=True)
 class Tasks:
-    """Relative frequency of each kind of text task over a picture; ``relations``: extra unframed questions about places."""
+    """Relative frequency of each text task over a picture; ``relations`` are extra unframed questions about places."""
 
     plain: float
     framed: float

@@ -12,8 +12,9 @@ _DEFAULTS: dict[str, Any] = {
     "images_per_step": 16,
     "ask": {"max_new_tokens": 16, "spec_max_new_tokens": 64},
     "solve": {"max_new_tokens": 4, "caption_max_new_tokens": 20},
-    "generate": {"candidates": 6, "fidelity": "probability"},
-    "optimiser": {"lr_proposer": 3e-4, "lr_solver": 1e-3, "lr_generator": 3e-3},
+    "generate": {"prompts_per_step": 12, "candidates": 6, "fidelity": "probability"},
+    "policy": {"kl_target": 0.1},
+    "optimiser": {"lr_proposer": 2e-5, "lr_solver": 1e-4, "lr_generator": 5e-4},
 }
 _COMMON: dict[str, Any] = {
     "licence": "Apache-2.0",

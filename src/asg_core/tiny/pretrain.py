@@ -100,7 +100,7 @@ def pretrain(
 
 
 def run(settings: PretrainSettings, directory: Path) -> Path:
-    """Pre-train on one thread, print losses to stderr, write ``base.safetensors`` into ``directory``, return its path."""
+    """Pre-train on one thread with losses on stderr; write ``base.safetensors`` into ``directory``, return its path."""
     torch.set_num_threads(1)
     began = time.monotonic()
 

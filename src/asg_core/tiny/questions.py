@@ -156,7 +156,7 @@ def draw_ill_posed(rng: random.Random) -> str:
 
 
 def draw_place(scene: Scene, rng: random.Random) -> Question:
-    """A question about places, the hardest thing to learn here: seven in ten relations, the rest "where is the ...?"."""
+    """A question about places, the hardest thing to learn here: "where is the circle?", relations, "which ...?"."""
     thing = rng.choice(scene.things)
     names = references(scene, thing)
     if len(scene.things) > 1 and (not names or rng.random() < 0.7):

@@ -64,7 +64,9 @@ def load_base(directory: Path | None = None) -> TinyModel:
         raise WeightsError(
             f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged"
         ) from error
-    model = TinyModel(config)
+    # Building the model draws initial weights that are overwritten; the global random stream is not ours to move.
+    with torch.random.fork_rng(devices=[]):
+        model = TinyModel(config)
     try:
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:

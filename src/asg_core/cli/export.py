@@ -1,0 +1,54 @@
+"""``asg export``: merge a run's adapters into the weights, in the model's released layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from asg_core.cli.common import add_model_options, add_overrides, open_model
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "export",
+        help="merge a run's adapters into a checkpoint of the released layout",
+        description="Write a copy of the weights with adapters merged in, which the model's own code can load.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new directory")
+    parser.add_argument(
+        "--roles",
+        nargs="+",
+        choices=["proposer", "solver", "generator"],
+        default=["solver"],
+        help="adapters to merge (default: solver); the plugin refuses roles that change the same weights",
+    )
+    parser.add_argument("--float32", action="store_true", help="store merged tensors in float32, unrounded")
+    add_model_options(parser)
+    add_overrides(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge and write; prints what was written."""
+    from asg_core.errors import CapabilityError, ConfigError
+    from asg_core.plugins import resolve
+    from asg_core.roles import Role
+
+    if args.run is None:
+        raise ConfigError("nothing to export", "no run was given", "add --run DIR, the folder that out= named")
+    model = open_model(args)
+    target = model.backbone.manifest.export
+    if target is None or model.config.weights is None:
+        raise CapabilityError(
+            f"backbone {model.config.backbone!r} has no export",
+            "its plugin announces none" if target is None else "it was loaded without a directory of weights",
+            "use the adapters of the run folder directly: they are PEFT files",
+        )
+    report = resolve(target)(
+        model.backbone, model.config.weights, args.to, [Role(name) for name in args.roles], float32=args.float32
+    )
+    print(f"{report.directory}: {len(report.merged)} tensors merged, {report.copied} copied")
+    return 0

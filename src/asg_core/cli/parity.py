@@ -1,0 +1,52 @@
+"""``asg parity``: replay recorded cases of a model's original implementation and compare number by number."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from asg_core.cli.common import add_json, print_json
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "parity",
+        help="compare a backbone with recorded numbers of its original",
+        description="Replay every recorded case of a fixture; exit code 1 if one fails or is unknown.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
+    parser.add_argument("--fixture", type=Path, required=True, metavar="DIR", help="manifest.json, cases, checkpoint")
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """One line a case: name, largest absolute error, tolerance; 1 if any failed."""
+    from asg_core.errors import CapabilityError
+    from asg_core.plugins import find_manifest, resolve
+
+    manifest = find_manifest(args.backbone)
+    if manifest.parity is None:
+        raise CapabilityError(
+            f"backbone {args.backbone!r} has no parity replay",
+            "its plugin announces none",
+            "ask for one that does: asg plugins --json shows them",
+        )
+    from asg_core.testing.parity import run_parity
+
+    report = run_parity(resolve(manifest.parity), args.fixture)
+    if args.json:
+        # infinite errors (wrong shape, unknown case) have no JSON number
+        rows = [
+            {**vars(c), "error": c.error if c.error < float("inf") else None, "passed": c.passed} for c in report.cases
+        ]
+        print_json({"backbone": args.backbone, "passed": report.passed, "cases": rows})
+    else:
+        for c in report.cases:
+            print(f"{'ok  ' if c.passed else 'FAIL'} {c.name:60} {c.error:9.2e} <= {c.tolerance:.0e} {c.note}".rstrip())
+        failed = sum(not c.passed for c in report.cases)
+        print(f"{len(report.cases) - failed} of {len(report.cases)} cases passed")
+    return 0 if report.passed else 1
