@@ -15,7 +15,7 @@ SYMBOL = re.compile(r"`(asg_core(?:\.\w+)+)`(?: \([^)]*:\d+\))?")
 def located(match: re.Match[str]) -> str:
     """The dotted name with the file and line where it is defined."""
     module, _, name = match[1].rpartition(".")
-    target = getattr(import_module(module), name)
+    target = inspect.unwrap(getattr(import_module(module), name))
     file = Path(inspect.getsourcefile(target) or "").resolve()
     inside = file.parts[len(file.parts) - file.parts[::-1].index("asg_core") :]
     return f"`{match[1]}` (src/asg_core/{'/'.join(inside)}:{inspect.getsourcelines(target)[1]})"

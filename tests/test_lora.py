@@ -209,7 +209,7 @@ def test_broad_targets_do_not_nest_adapters_in_adapters():
     assert not any(name.count("lora_A") > 1 for name, _ in text.named_parameters())
 
 
-def test_version_changes_when_weights_do_and_not_by_switching(duo):
+def test_version_changes_when_weights_do_and_not_by_switching(duo, tmp_path: Path):
     adapters = duo[2]
 
     def versions():
@@ -226,7 +226,11 @@ def test_version_changes_when_weights_do_and_not_by_switching(duo):
     for weight in adapters.parameters(Role.SOLVER).values():
         weight.grad = torch.ones_like(weight)
     optimiser.step()
-    assert [a == b for a, b in zip(before, versions(), strict=True)] == [True, True, False, True]
+    stepped = versions()
+    assert [a == b for a, b in zip(before, stepped, strict=True)] == [True, True, False, True]
+    adapters.save(Role.PROPOSER, tmp_path)
+    adapters.load(Role.PROPOSER, tmp_path)
+    assert [a == b for a, b in zip(stepped, versions(), strict=True)] == [True, False, True, True]
 
 
 def test_files_round_trip_and_load_with_peft_on_the_plain_model(duo, tmp_path: Path):
@@ -246,6 +250,8 @@ def test_files_round_trip_and_load_with_peft_on_the_plain_model(duo, tmp_path: P
         assert torch.equal(ours, theirs)
         names = get_peft_model_state_dict(loaded).keys()
         assert set(load_file(folder / "adapter_model.safetensors")) == set(names)
+    written = json.loads((tmp_path / "solver" / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(TEXT)  # sets would be written in another order by every process
     saved = {name: weight.detach().clone() for name, weight in adapters.parameters(Role.SOLVER).items()}
     other = {name: weight.detach().clone() for name, weight in adapters.parameters(Role.PROPOSER).items()}
     first = {p.name: p.read_bytes() for p in (tmp_path / "solver").iterdir()}

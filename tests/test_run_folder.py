@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asg_core.errors import RunFolderError
-from asg_core.run_folder import RunFolder, write_json
+from asg_core.run_folder import RunFolder, read_json_lines, write_json
 
 
 def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_torn_last_line_is_left_out_and_truncation_keeps_whole_steps(tmp_path:
         folder.append(folder.metrics, {"step": step})
     with folder.metrics.open("a") as out:
         out.write('{"step": 4, "ki')
-    assert [r["step"] for r in folder.read_metrics()] == [1, 2, 3]
+    assert [r["step"] for r in read_json_lines(folder.metrics)] == [1, 2, 3]
     folder.truncate_metrics(2)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 

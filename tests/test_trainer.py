@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from asg_core.progress import TrainingDisplay
 from PIL import Image
 from safetensors.torch import load_file
 
 from asg_core import RunConfig, Trainer
 from asg_core.checkpoint import newest_good
 from asg_core.errors import CheckpointError, ConfigError, ImageError, RunFolderError, TrainingStopped
+from asg_core.progress import TrainingDisplay
 from asg_core.roles import Backbone, Role
-from asg_core.run_folder import RunFolder
+from asg_core.run_folder import read_json_lines
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunC
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Metrics without wall times."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in RunFolder(run).read_metrics()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_json_lines(run / "metrics.jsonl")]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,6 +184,8 @@ def test_bad_images_are_quarantined_and_the_run_goes_on(
     assert sorted(Path(r["file"]).name for r in rows) == ["empty.png", "text.png", "truncated.jpg"]
     assert all(r["reason"] for r in rows)
     assert len(metrics(out)) == 5
+    Trainer.resume(out, steps=6).run()
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,6 @@ class RoleAdapters:
             role: {name: {} for name in on} for role, on in targets.items()
         }
         for name, module in modules.items():
-            module.requires_grad_(False)
             for path, layer in module.named_modules():
                 if isinstance(layer, LoraLayer):
                     self._adopt(name, path, layer, seed)

@@ -106,20 +106,21 @@ class RunFolder:
             out.flush()
             os.fsync(out.fileno())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete metric lines in order; a torn last line is left out."""
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
-
     def truncate_metrics(self, step: int) -> None:
         """Keep the lines of steps <= ``step``, in place and atomically; used on resume."""
-        kept = [r for r in self.read_metrics() if r["step"] <= step]
+        kept = [r for r in read_json_lines(self.metrics) if r["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """All complete lines of a JSONL file in order; a torn last line is left out."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -36,7 +36,7 @@ from asg_core.plugins import find_manifest, load_backbone, resolve
 from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.progress import TrainingDisplay
 from asg_core.roles import Backbone, Role
-from asg_core.run_folder import RunFolder
+from asg_core.run_folder import RunFolder, read_json_lines
 from asg_core.samples import write_samples
 from asg_core.schedule import kinds, step_kind
 from asg_core.steps.generation import generation_step
@@ -176,6 +176,8 @@ class Trainer:
         return ImagePool(self.folder.images, self.config.seed, self._quarantine)
 
     def _quarantine(self, file: Path, why: str) -> None:
+        if str(file) in {row["file"] for row in read_json_lines(self.folder.quarantine)}:
+            return  # known before this run was resumed
         self.folder.append(self.folder.quarantine, {"file": str(file), "reason": why})
         self.display.message(f"quarantined {file}: {why}")
 

@@ -147,8 +147,8 @@ def test_generate_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_eval_of_a_run_is_paired_with_the_base(as_json: Json, call: Callable[..., str], run_folder: Path) -> None:
-    alone = as_json("eval", "--limit", 6, "seed=5")
-    both = as_json("eval", "--limit", 6, "--run", run_folder)
+    alone = as_json("eval", "--limit", 2, "seed=5")
+    both = as_json("eval", "--limit", 2, "--run", run_folder)
     assert [(r["section"], r["category"], r["n"], r["score"]) for r in alone["rows"]] == [
         (r["section"], r["category"], r["n"], r["before"]) for r in both["rows"]
     ]
@@ -157,7 +157,7 @@ def test_eval_of_a_run_is_paired_with_the_base(as_json: Json, call: Callable[...
         assert r["difference"] == pytest.approx(r["after"] - r["before"])
         assert r["ci_low"] - 1e-9 <= r["difference"] <= r["ci_high"] + 1e-9
         assert 0 < r["p_value"] <= 1
-    table = call("eval", "--limit", 6, "--run", run_folder)
+    table = call("eval", "--limit", 2, "--run", run_folder)
     first = both["rows"][0]
     assert first["section"] in table
     assert f"{100 * first['difference']:+.1f}" in table

@@ -37,7 +37,7 @@ def test_every_step_of_a_short_run_is_a_dot() -> None:
     raw = next(
         line for line in plot.svg.split("<path") if "stroke-linecap: round" in line and "stroke-width: 2.6" in line
     )
-    assert raw.count("M ") == 200
+    assert raw.count("L ") == 200
 
 
 def test_one_step_is_enough_for_a_plot() -> None:

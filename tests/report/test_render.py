@@ -19,7 +19,7 @@ from PIL import Image
 
 from asg_core.errors import RunFolderError
 from asg_core.report import render_report
-from asg_core.report.gallery import GENERATION_ITEMS, REPORT_BYTES, UNDERSTANDING_ITEMS
+from asg_core.report.gallery import GENERATION_ITEMS, REPORT_BYTES, THUMBNAIL_BYTES, THUMBNAIL_SIDE, UNDERSTANDING_ITEMS
 
 
 class Page(HTMLParser):
@@ -233,6 +233,7 @@ def test_long_run_stays_small_and_spreads_its_samples(runs: SimpleNamespace, tmp
         file.write_bytes(largest)
     target = render_report(run)
     assert target.stat().st_size < REPORT_BYTES
+    assert max(len(base64.b64decode(uri.split(",")[1])) for uri in Page(target).attributes("src")) <= THUMBNAIL_BYTES
     page = Page(target)
     shown = [int(n) for n in re.findall(r"step (\d+)", page.text)]
     assert shown[0] == 1
@@ -248,10 +249,13 @@ def test_small_images_keep_every_pixel_and_large_ones_are_smooth(runs: SimpleNam
     pixel = next(i for i in images if i["class"] == "pixel")
     assert pixel["width"] == "32"
     encoded = (pixel["src"] or "").split(",", 1)[1]
-    (tmp_path / "out.png").write_bytes(base64.b64decode(encoded))
+    shown = Image.open(io.BytesIO(base64.b64decode(encoded)))
     original = Image.open(run / "samples" / "step-000001" / "00.png")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), np.asarray(original))
-    assert any(i["class"] == "photo" and i["width"] == "512" for i in images)
+    assert np.array_equal(np.asarray(shown), np.asarray(original))
+    photo = next(i for i in images if i["class"] == "photo")
+    assert photo["width"] == "512", "the size of the original"
+    inlined = Image.open(io.BytesIO(base64.b64decode((photo["src"] or "").split(",", 1)[1])))
+    assert max(inlined.size) == THUMBNAIL_SIDE
 
 
 def test_same_folder_gives_the_same_bytes_and_no_leftovers(runs: SimpleNamespace, tmp_path: Path) -> None:

@@ -70,11 +70,18 @@ def byte_size(count: object) -> str:
 
 
 def plain(text: object, limit: int = 600) -> str:
-    """Model text fit for a page: at most ``limit`` characters, control characters shown as U+FFFD. Not yet escaped."""
+    """Model text fit for a page: at most ``limit`` characters, what UTF-8 or
+    HTML cannot carry (control characters, lone surrogates) shown as U+FFFD. Not yet escaped.
+    """
     shown = "" if text is None else str(text)
     if len(shown) > limit:
         shown = shown[: limit - 1] + "…"
     return "".join("�" if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t" else c for c in shown)
+
+
+def short_path(path: object) -> str:
+    """The last two parts of a path: enough to find the file, and no more of somebody's disk than that."""
+    return "/".join(plain(path, 200).replace("\\", "/").split("/")[-2:])
 
 
 FILTERS = {
@@ -87,5 +94,6 @@ FILTERS = {
     "duration": duration,
     "byte_size": byte_size,
     "plain": plain,
+    "short_path": short_path,
 }
 """By the name they have in the templates."""

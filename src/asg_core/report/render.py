@@ -39,8 +39,7 @@ def render_report(run: Path) -> Path:
     data = read_run(run)
     page = _environment().get_template("report.html.j2").render(**_context(data))
     target, unfinished = run / "report.html", run / "report.html.tmp"
-    # Model text read from JSON may hold lone surrogates, which UTF-8 cannot carry.
-    unfinished.write_bytes(page.encode("utf-8", errors="replace"))
+    unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, target)
     return target
 

@@ -1,0 +1,51 @@
+"""Invariants that hold for the source as a whole (docs/paper_map.md and CONTRIBUTING.md name them)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import asg_core
+
+SOURCE = Path(asg_core.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+BACKBONES = {"tiny", "tiny_flow", "bagel", "blip3o", "vargpt"}
+
+
+def core_files() -> list[Path]:
+    return [f for f in FILES if "tiny" not in f.relative_to(SOURCE).parts]
+
+
+def test_no_decision_in_the_core_depends_on_which_backbone_it_is() -> None:
+    """METHOD's last table, last row: three backbones must not run three algorithms."""
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in core_files()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare | ast.match_case)
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and constant.value in BACKBONES and "cli" not in file.parts
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("banned", ["pickle", "marshal", "shelve", "dill", "joblib"])
+def test_nothing_imports_a_pickler(banned: str) -> None:
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            assert banned not in [*(n.split(".")[0] for n in names), module.split(".")[0]], file
+
+
+def test_no_torch_load_and_no_remote_code() -> None:
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        assert "torch.load(" not in text, file
+        assert "trust_remote_code=True" not in text, file
+
+
+def test_files_stay_small() -> None:
+    assert [f.name for f in FILES if len(f.read_text(encoding="utf-8").splitlines()) > 500] == []
