@@ -132,6 +132,22 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(start: Callable[..
     }
 
 
+class StopAtOnce(TrainingDisplay):
+    """A display that behaves like a person who presses Ctrl-C before the first step."""
+
+    def message(self, text: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_while_no_step_is_under_way_ends_at_once(start: Callable[..., RunConfig]) -> None:
+    config = start()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, display=StopAtOnce(5)).run()
+    assert config.out is not None
+    assert not config.out.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Callable[..., RunConfig]) -> None:
     straight = Trainer(start("straight", steps=5)).run().out
     out = Trainer(start("damaged", steps=4)).run().out

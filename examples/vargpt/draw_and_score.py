@@ -1,7 +1,7 @@
 """Draw four candidates for a prompt, then read how likely the model finds each of them, scale by scale.
 
-    python examples/vargpt/draw_and_score.py plugins/asg_vargpt/tests/fixtures/golden/ckpt "a red kite" --resolution 0.06M
-    python examples/vargpt/draw_and_score.py VARGPT-v1.1 "a red kite over a calm sea"
+python examples/vargpt/draw_and_score.py plugins/asg_vargpt/tests/fixtures/golden/ckpt "a red kite" --resolution 0.06M
+python examples/vargpt/draw_and_score.py VARGPT-v1.1 "a red kite over a calm sea"
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ class Trainer:
         self._resumed_from: Path | None = None
         self._given = backbone
         self._stop_requested = False
+        self._stepping = False
 
     @classmethod
     def resume(
@@ -225,12 +226,14 @@ class Trainer:
     def _run(self) -> RunSummary:
         before = evaluate(self, evolved=False)
         stopped: TrainingStopped | None = None
+        self._stepping = True
         try:
             while self.step < self.config.steps and not self._stop_requested:
                 self._one_step()
         except TrainingStopped as error:
             stopped = error
         self._save()
+        self._stepping = False
         interrupted = self._stop_requested and self.step < self.config.steps
         after = None if interrupted or stopped else evaluate(self, evolved=True)
         summary = finish_run(self, before, after, interrupted or stopped is not None)
@@ -321,10 +324,10 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """First SIGINT or SIGTERM: stop after this step. Second: exit at once."""
+        """First SIGINT or SIGTERM: stop after this step. Second, or one while no step is under way: exit at once."""
 
         def handle(number: int, _: FrameType | None) -> None:
-            if self._stop_requested:
+            if self._stop_requested or not self._stepping:
                 raise KeyboardInterrupt
             self._stop_requested = True
             self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")

@@ -154,7 +154,8 @@ def test_help_comes_in_half_a_second() -> None:
 
 
 def test_settings_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", "nowhere.png", "--json", "seed=1", "--n", "2", "ask.temperature=0.5"]) == 3
+    assert main(["eval", "--json", "seed=1", "--limit", "2", "steps=-1"]) == 2
+    assert "steps = -1 (command line)" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_with_130() -> None:

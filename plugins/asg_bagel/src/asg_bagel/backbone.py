@@ -1,0 +1,189 @@
+"""BAGEL behind the four roles of asg_core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from asg_bagel import adapters
+from asg_bagel.checkpoint import LoadReport, load_model
+from asg_bagel.drawing import Drawing
+from asg_bagel.embedding import Embedding
+from asg_bagel.language import BagelText
+from asg_bagel.model import Bagel
+from asg_bagel.plugin import MANIFEST
+from asg_bagel.preprocessing import ResizeRule
+from asg_bagel.segments import SegmentBuilder
+from asg_bagel.settings import BagelOptions
+from asg_bagel.tokenizer import BagelTokenizer
+from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.errors import CapabilityError, ConfigError, WeightsError
+from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.roles import (
+    Backbone,
+    GenerationLoss,
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TokenLogits,
+)
+
+
+class BagelBackbone(Backbone):
+    """All roles on one frozen BAGEL.
+
+    Args:
+        model: loaded, frozen.
+        tokenizer: of the same checkpoint.
+        request: options, adapters' shape and seed, checkpointing.
+        report: what the checkpoint held.
+
+    Attributes:
+        model, tokenizer, builder, adapters: the parts, for whoever needs more than the roles.
+        load_report: what the checkpoint held.
+
+    Raises:
+        ConfigError: a size option does not fit the checkpoint.
+    """
+
+    def __init__(self, model: Bagel, tokenizer: BagelTokenizer, request: LoadRequest, report: LoadReport) -> None:
+        options = request.options or BagelOptions()
+        self.model, self.tokenizer, self.load_report = model, tokenizer, report
+        self.manifest = MANIFEST if model.generation else _understanding_only()
+        self.adapters = adapters.inject(model, request.lora, request.seed)
+        self.builder = SegmentBuilder(model, tokenizer, vision_rule(model, options))
+        self._text = BagelText(self.builder)
+        self._prefixes = PrefixCache(self.adapters.version)
+        self._checkpointed = list(model.language_model.model.layers) if request.gradient_checkpointing else []
+        self._embedding = Embedding(self._text, self.adapters)
+        self._drawing = (
+            Drawing(self.builder, self.adapters, options, request.gradient_checkpointing) if model.generation else None
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base."""
+        return self.model.dtype
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+        with self.adapters.use(role):
+            return sample_text(self._text, requests, sampling, prefixes=self._prefixes)
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        return token_logits(
+            self._text,
+            samples,
+            self.adapters,
+            role,
+            base=base,
+            logits=logits,
+            checkpoint_layers=self._checkpointed,
+            prefixes=self._prefixes,
+        )
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone. Trajectory: final latent tokens (n, w) float32 and their grid (2,).
+
+        Only the Generator's adapter ever acts while drawing: with a text role the base model draws.
+        """
+        return self._can_draw.draw(requests, sampling, role)
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone: flow matching on the stored final latent, squared velocity difference to the base."""
+        return self._can_draw.loss(samples, noise_seeds)
+
+    def embed(self, items: Sequence[Image | str]) -> Tensor:
+        """See Backbone: (n, hidden size)."""
+        return self._embedding(items)
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone. The Generator's are there, and never move, on a model that cannot draw."""
+        return self.adapters.parameters(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.save(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.load(role, directory)
+
+    @property
+    def _can_draw(self) -> Drawing:
+        if self._drawing is None:
+            raise _cannot_draw()
+        return self._drawing
+
+
+def load(request: LoadRequest) -> BagelBackbone:
+    """The manifest's factory: released files in ``request.weights`` -> backbone with fresh adapters.
+
+    Raises:
+        WeightsError: the files are missing, damaged or of another model. ConfigError: an option does not fit them.
+    """
+    if request.weights is None:
+        raise WeightsError(
+            "BAGEL needs weights", "they are not part of the plugin", "give weights=DIR with the files of the release"
+        )
+    options = request.options or BagelOptions()
+    model, report = load_model(
+        request.weights,
+        device=request.device,
+        dtype=getattr(torch, request.dtype),
+        generation=options.generation,
+    )
+    return BagelBackbone(model, BagelTokenizer(request.weights), request, report)
+
+
+def vision_rule(model: Bagel, options: BagelOptions) -> ResizeRule:
+    """How pictures are sized for the vision tower: once, by BAGEL's demo rule. Raises ConfigError beyond its table."""
+    longest = model.config.max_vision_size if options.vision_longest is None else options.vision_longest
+    if not model.config.vision.patch_size <= longest <= model.config.max_vision_size:
+        raise ConfigError(
+            f"vision_longest={longest} cannot be used",
+            f"the vision tower has positions for {model.config.max_vision_size} pixels",
+            f"use at most {model.config.max_vision_size}",
+        )
+    return ResizeRule(longest, min(options.vision_shortest, longest), model.config.vision.patch_size)
+
+
+def _understanding_only() -> BackboneManifest:
+    return MANIFEST.model_copy(update={"capabilities": MANIFEST.capabilities.model_copy(update={"image_loss": None})})
+
+
+def _cannot_draw() -> CapabilityError:
+    return CapabilityError(
+        "this BAGEL cannot draw",
+        "it was loaded with generation=false, without its generation expert",
+        "load it with generation=true",
+    )

@@ -1,0 +1,227 @@
+"""BLIP3o behind the four roles (``asg_core.roles.Backbone``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from asg_blip3o.checkpoint import Release, load_model, read_release
+from asg_blip3o.dims import pool_stride
+from asg_blip3o.drawing import Drawing
+from asg_blip3o.embedding import embed_items
+from asg_blip3o.eva import pool_features
+from asg_blip3o.language import LanguageModel
+from asg_blip3o.loading import LoadReport
+from asg_blip3o.losses import FlowPoint, draw_point, flow_error, velocity_at
+from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.options import Blip3oOptions
+from asg_blip3o.plugin import MANIFEST
+from asg_blip3o.preprocessing import ImagePatches, eva_pixels
+from asg_blip3o.roles import role_adapters
+from asg_blip3o.templates import Vocabulary
+from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.errors import CapabilityError, WeightsError
+from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.roles import (
+    Backbone,
+    GenerationLoss,
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TokenLogits,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Blip3oBackbone(Backbone):
+    """The model with its three adapters.
+
+    Args:
+        model: loaded and frozen, without adapters.
+        report: what its checkpoint held.
+        release: where it came from.
+        request: shape and seed of the adapters, options, checkpointing.
+    """
+
+    manifest: BackboneManifest = MANIFEST
+
+    def __init__(self, model: Blip3oModel, report: LoadReport, release: Release, request: LoadRequest) -> None:
+        self.options: Blip3oOptions = request.options or Blip3oOptions()
+        self.model, self.report, self.release = model, report, release
+        self.vocabulary = Vocabulary(release.folder)
+        patches = ImagePatches(release.folder, self.options.min_image_side, self.options.max_image_side)
+        self.language = LanguageModel(model, self.vocabulary, patches)
+        self.drawing = Drawing(model, self.vocabulary, self.options)
+        self.adapters = role_adapters(
+            model, request.lora, request.seed, generator_language=self.options.generator_language_lora
+        )
+        self._prefixes = PrefixCache(self.adapters.version)
+        self._recomputed: Sequence[nn.Module] = (
+            list(model.vlm.model.language_model.layers) if request.gradient_checkpointing else ()
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base."""
+        return self.model.dtype
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+        with self.adapters.use(role):
+            return sample_text(self.language, requests, sampling, prefixes=self._prefixes)
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        return token_logits(
+            self.language,
+            samples,
+            self.adapters,
+            role,
+            base=base,
+            logits=logits,
+            checkpoint_layers=self._recomputed,
+            prefixes=self._prefixes,
+        )
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone. Trajectory: ``features`` (C, g, g) float32, the final latent of stage 1.
+
+        Raises:
+            ConfigError: the profile's image size does not fit the decoder.
+            CapabilityError: loaded with ``drawing=false``.
+        """
+        if not requests:
+            return []
+        self._require_drawing()
+        sampler = self.options.rollout if sampling.profile == "rollout" else self.options.quality
+        with torch.no_grad(), self.adapters.use(role):
+            drawn = self.drawing.features(requests, sampler)
+            images = self.drawing.images(requests, drawn, sampler)
+        rows = zip(requests, images, drawn.features.cpu(), strict=True)
+        return [ImageSample(request, image, {"features": features.clone()}) for request, image, features in rows]
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone: flow matching on the stored features, under the generation template; guidance off."""
+        targets = torch.stack([sample.trajectory["features"] for sample in samples]).to(self.device)
+        return self._flow_loss([sample.request.prompt for sample in samples], targets, noise_seeds)
+
+    def real_image_loss(
+        self, images: Sequence[Image], captions: Sequence[str], noise_seeds: Sequence[int]
+    ) -> GenerationLoss:
+        """As :meth:`generation_loss`, on real images: the target is their pooled EVA-CLIP features.
+
+        Not part of the method, which never trains the Generator on real images; for comparison with the original.
+
+        Raises:
+            CapabilityError: the tower was not loaded.
+        """
+        return self._flow_loss(captions, self.real_image_targets(images), noise_seeds)
+
+    def real_image_targets(self, images: Sequence[Image]) -> Tensor:
+        """(B, C, g, g) float32 pooled EVA-CLIP features. Raises CapabilityError if the tower was not loaded."""
+        tower = self.model.eva
+        if tower is None:
+            raise CapabilityError(
+                "there is no EVA-CLIP tower",
+                "it is loaded on request only",
+                "set backbone_options.real_image_target=true",
+            )
+        processor = self.language.patches.processor
+        pixels = eva_pixels(images, tower.dims.image_size, processor.image_mean, processor.image_std)
+        with torch.no_grad():
+            features = tower(pixels.to(self.device, self.dtype))
+        return pool_features(features.float(), pool_stride(self.release.config))
+
+    def _flow_loss(self, captions: Sequence[str], targets: Tensor, noise_seeds: Sequence[int]) -> GenerationLoss:
+        self._require_drawing()
+        point = self._points(noise_seeds)
+        frozen_language = not self.options.generator_language_lora
+        with self.adapters.use(Role.GENERATOR):
+            with torch.no_grad() if frozen_language else nullcontext():
+                states = self.drawing.conditions(captions)
+            velocity = velocity_at(self.model.flow, self.model.flow.context(states), targets, point)
+        with torch.no_grad(), self.adapters.use(None):
+            base_states = states if frozen_language else self.drawing.conditions(captions)
+            base = velocity_at(self.model.flow, self.model.flow.context(base_states), targets, point)
+        penalty = (velocity - base).square().flatten(1).mean(dim=1)
+        return GenerationLoss(flow_error(velocity, targets, point.noise), penalty)
+
+    def _require_drawing(self) -> None:
+        if not self.options.drawing:
+            raise CapabilityError(
+                "this backbone was loaded for understanding only",
+                "backbone_options.drawing is false, so its decoder was not read",
+                "load it with drawing=true, or use schedule.mode=understanding",
+            )
+
+    def _points(self, seeds: Sequence[int]) -> FlowPoint:
+        shape, shift = self.model.flow.sample_shape, self.options.flow_shift
+        drawn = {seed: draw_point(seed, shape, self.device, shift) for seed in seeds}
+        points = [drawn[seed] for seed in seeds]
+        return FlowPoint(
+            torch.cat([point.timesteps for point in points]),
+            torch.cat([point.sigmas for point in points]),
+            torch.cat([point.noise for point in points]),
+        )
+
+    def embed(self, items: Sequence[Image | str]) -> Tensor:
+        """See Backbone."""
+        with torch.no_grad(), self.adapters.use(None):
+            return embed_items(self.language, items)
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone."""
+        return self.adapters.parameters(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.save(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.load(role, directory)
+
+
+def load(request: LoadRequest) -> Blip3oBackbone:
+    """The factory behind ``load_backbone("blip3o", weights=DIR)``.
+
+    Raises:
+        WeightsError: the folder is no complete BLIP3o release. ConfigError: options that do not fit it.
+    """
+    if request.weights is None:
+        raise WeightsError("blip3o needs weights", "it has none embedded", "give weights=DIR with its released files")
+    release = read_release(request.weights)
+    options: Blip3oOptions = request.options or Blip3oOptions()
+    model, report = load_model(release, options, torch.device(request.device), getattr(torch, request.dtype))
+    return Blip3oBackbone(model, report, release, request)

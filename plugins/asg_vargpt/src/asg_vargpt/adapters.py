@@ -1,0 +1,56 @@
+"""Where the role adapters sit: all on the language model; the Generator's, as an option, on the decoder as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from asg_core.lora import RoleAdapters, Targets
+from asg_core.manifest import LoraSettings
+from asg_core.roles import Role
+from asg_vargpt.model import Vargpt
+
+LANGUAGE_MODEL = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+DECODER = r"blocks\.\d+\.(sa\.(mat_qkv|proj)|ca\.(mat_q|mat_kv|proj)|ffn\.fc[12])"
+
+
+def inject(model: Vargpt, settings: LoraSettings, seed: int, *, on_decoder: bool) -> RoleAdapters:
+    """Put fresh, zero-effect adapters on the model; ``on_decoder`` adds the decoder to the Generator's.
+
+    A model without its generation half has no Generator.
+    """
+    modules: dict[str, nn.Module] = {"language_model": model.language_model}
+    roles = [role for role in Role if model.generation or role is not Role.GENERATOR]
+    targets: dict[Role, dict[str, Targets]] = {role: {"language_model": LANGUAGE_MODEL} for role in roles}
+    if on_decoder and model.generation:
+        modules["decoder"] = model.decoder
+        targets[Role.GENERATOR]["decoder"] = DECODER
+    return RoleAdapters(modules, targets, settings, seed)
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, ``layers`` keep no activations for the backward pass, which recomputes them under ``active()``.
+
+    Does nothing without gradients or layers. No layer may write to a cache.
+    """
+    if not layers or not torch.is_grad_enabled():
+        yield
+        return
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), active()
+
+    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    for layer in layers:
+        layer.forward = partial(run, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

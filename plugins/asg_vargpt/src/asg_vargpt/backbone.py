@@ -1,0 +1,182 @@
+"""VARGPT behind the four roles of asg_core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.errors import CapabilityError, WeightsError
+from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.roles import (
+    Backbone,
+    GenerationLoss,
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TokenLogits,
+)
+from asg_vargpt import adapters
+from asg_vargpt.candidates import Candidates
+from asg_vargpt.checkpoint import LoadReport, load_model
+from asg_vargpt.config import VargptOptions
+from asg_vargpt.embedding import Embedding
+from asg_vargpt.model import Vargpt
+from asg_vargpt.plugin import MANIFEST
+from asg_vargpt.preprocessing import image_processor
+from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
+
+
+class VargptBackbone(Backbone):
+    """All roles on one frozen VARGPT.
+
+    Args:
+        model: loaded, frozen, in eval mode.
+        weights: the released directory it was loaded from.
+        request: options, adapters' shape and seed, checkpointing.
+        report: what the checkpoint held; kept as ``load_report``.
+    """
+
+    def __init__(self, model: Vargpt, weights: Path, request: LoadRequest, report: LoadReport) -> None:
+        options = request.options or VargptOptions()
+        self.model, self.weights, self.load_report = model, weights, report
+        self.manifest = MANIFEST if model.generation else _understanding_only()
+        vision = model.qwen.config.vision_config
+        processor = image_processor(
+            options.min_pixels, options.max_pixels, vision.patch_size, vision.spatial_merge_size
+        )
+        tokenizer = load_tokenizer(weights)
+        self.text = VargptText(model, tokenizer, processor, stop_tokens(weights, tokenizer))
+        on_decoder = options.generator_adapter == "language_model_and_decoder"
+        self.adapters = adapters.inject(model, request.lora, request.seed, on_decoder=on_decoder)
+        self._candidates = (
+            Candidates(model, self.text, self.adapters, options, checkpointing=request.gradient_checkpointing)
+            if model.generation
+            else None
+        )
+        self._embedding = Embedding(self.text, self.adapters)
+        self._prefixes = PrefixCache(self.adapters.version)
+        self._checkpointed = list(model.language_model.layers) if request.gradient_checkpointing else []
+
+    @property
+    def candidates(self) -> Candidates:
+        """Drawing and scoring of images. Raises CapabilityError if the generation half was not loaded."""
+        if self._candidates is None:
+            raise _cannot_draw()
+        return self._candidates
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base; its VAE is float32 whatever this is."""
+        return self.model.dtype
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+        with self.adapters.use(role):
+            return sample_text(self.text, requests, sampling, prefixes=self._prefixes)
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        return token_logits(
+            self.text,
+            samples,
+            self.adapters,
+            role,
+            base=base,
+            logits=logits,
+            checkpoint_layers=self._checkpointed,
+            prefixes=self._prefixes,
+        )
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone. ``ImageSampling.temperature`` multiplies the sampler's tau.
+
+        Raises:
+            CapabilityError: a prompt is longer than guidance allows (512 tokens in the release).
+        """
+        return self.candidates.draw(requests, sampling, role)
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone: mean bit cross-entropy on the stored bits, and per unit of the policy their log-probs."""
+        return self.candidates.loss(samples)
+
+    def embed(self, items: Sequence[Image | str]) -> Tensor:
+        """See Backbone: (n, hidden size)."""
+        return self._embedding(items)
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone."""
+        self._require(role)
+        return self.adapters.parameters(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._require(role)
+        self.adapters.save(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._require(role)
+        self.adapters.load(role, directory)
+
+    def _require(self, role: Role) -> None:
+        if role is Role.GENERATOR and self._candidates is None:
+            raise _cannot_draw()
+
+
+def load(request: LoadRequest) -> VargptBackbone:
+    """The manifest's factory: released directory -> backbone with fresh adapters.
+
+    Raises:
+        WeightsError: the files are missing, damaged or of another model.
+    """
+    if request.weights is None:
+        raise WeightsError(
+            "VARGPT needs weights", "they are not part of the plugin", "give weights=DIR with the files of the release"
+        )
+    options = request.options or VargptOptions()
+    model, report = load_model(
+        request.weights, device=request.device, dtype=getattr(torch, request.dtype), generation=options.generation
+    )
+    return VargptBackbone(model, request.weights, request, report)
+
+
+def _understanding_only() -> BackboneManifest:
+    capabilities = MANIFEST.capabilities.model_copy(update={"image_loss": None})
+    return MANIFEST.model_copy(update={"capabilities": capabilities})
+
+
+def _cannot_draw() -> CapabilityError:
+    return CapabilityError(
+        "this VARGPT cannot draw",
+        "it was loaded with generation=false, without its image decoder and VAE",
+        "load it with generation=true",
+    )
