@@ -141,11 +141,12 @@ class StopAtOnce(TrainingDisplay):
 
 def test_an_interrupt_while_no_step_is_under_way_ends_at_once(start: Callable[..., RunConfig]) -> None:
     config = start()
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, display=StopAtOnce(5)).run()
     assert config.out is not None
     assert not config.out.exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Callable[..., RunConfig]) -> None:

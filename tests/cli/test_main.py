@@ -159,7 +159,9 @@ def test_settings_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_ctrl_c_leaves_with_130() -> None:
-    code = "import sys, time, asg_core.cli as c, asg_core.cli.config as v\n"
+    # a background job starts with SIGINT ignored, which its children inherit
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import sys, time, asg_core.cli as c, asg_core.cli.config as v\n"
     code += "v.run = lambda args: (print('go', flush=True), time.sleep(60))\nsys.exit(c.main(['config']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -14,9 +14,9 @@ from asg_bagel.backbone import BagelBackbone
 from asg_core.plugins import load_backbone
 from asg_core.roles import Role
 
-# Test modules share helpers, and pytest's importlib mode puts no test folder on the path.
+# Test modules share code, and pytest's importlib mode puts no test folder on the path.
 sys.path.append(str(Path(__file__).parent))
-from bagel_helpers import GOLDEN, OPTIONS, stir, taught_checkpoint
+from bagel_fixtures import GOLDEN, OPTIONS, stir, taught_checkpoint
 
 
 @pytest.fixture(autouse=True)

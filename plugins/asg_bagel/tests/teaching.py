@@ -1,7 +1,7 @@
 """How ``fixtures/taught.safetensors`` was made: the recorded random model, taught a handful of sentences.
 
 Whole training runs need questions that parse and answers that sometimes agree, which random weights never give. The
-file holds the understanding expert in bfloat16; ``bagel_helpers.taught_checkpoint`` lays it over the recorded one.
+file holds the understanding expert in bfloat16; ``bagel_fixtures.taught_checkpoint`` lays it over the recorded one.
 
     python tests/teaching.py        about two minutes
 """
@@ -24,7 +24,7 @@ from asg_core.decoding import token_logits
 from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
 from asg_core.roles import Role, TextRequest, TextSample
 
-from bagel_helpers import GOLDEN, TAUGHT
+from bagel_fixtures import GOLDEN, TAUGHT
 
 ANSWERS = {"What is the cat?": ("red", "red", "hat"), "Is the cat red?": ("yes", "yes", "no")}
 SPEC = "Prompt: the red cat Q: What is the cat? A: red Q: Is the cat red? A: yes"

@@ -15,7 +15,7 @@ from asg_bagel.flow import noisy, training_time
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
 
-from bagel_helpers import OPTIONS, picture, stir
+from bagel_fixtures import OPTIONS, picture, stir
 
 REQUESTS = [
     ImageRequest("the red cat on the mat", 1),

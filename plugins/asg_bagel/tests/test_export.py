@@ -14,7 +14,7 @@ from asg_bagel.export import export
 from asg_core.errors import ConfigError, RunFolderError
 from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
-from bagel_helpers import picture
+from bagel_fixtures import picture
 
 
 def test_a_merged_solver_answers_as_its_adapter_did(

@@ -11,7 +11,7 @@ from asg_bagel.backbone import BagelBackbone
 from asg_core.plugins import load_backbone
 from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
-from bagel_helpers import OPTIONS, picture, stir
+from bagel_fixtures import OPTIONS, picture, stir
 
 
 @pytest.fixture

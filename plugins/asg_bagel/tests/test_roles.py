@@ -12,7 +12,7 @@ from asg_bagel.backbone import BagelBackbone
 from asg_core.errors import ConfigError, WeightsError
 from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
-from bagel_helpers import digests, picture, stir
+from bagel_fixtures import digests, picture, stir
 
 
 def outputs(backbone: BagelBackbone, role: Role) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from asg_bagel.model import slots
 from asg_bagel.release import random_model
 from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
-from bagel_helpers import GOLDEN, picture, stir
+from bagel_fixtures import GOLDEN, picture, stir
 
 LLM = {
     "model_type": "qwen2",

@@ -11,7 +11,7 @@ from torch import Tensor
 from asg_bagel.backbone import BagelBackbone
 from asg_core.roles import Role, TextRequest, TextSample, TextSampling
 
-from bagel_helpers import picture, stir
+from bagel_fixtures import picture, stir
 
 SAMPLING = TextSampling(max_new_tokens=6, temperature=0.9)
 

@@ -19,7 +19,7 @@ from asg_core.manifest import LoadRequest, LoraSettings
 from asg_core.roles import Role, TextRequest, TextSampling
 from asg_core.trainer import Trainer
 
-from bagel_helpers import digests, picture
+from bagel_fixtures import digests, picture
 
 OPTIONS: dict[str, Any] = {"vision_shortest": 28, "vision_longest": 56, "rollout": {"num_timesteps": 4}}
 SETTINGS: dict[str, Any] = {

@@ -115,7 +115,7 @@ def test_penalty_is_zero_for_a_fresh_adapter_and_positive_for_a_trained_one(
 ) -> None:
     for subject, positive in ((backbone, False), (awake, True)):
         samples = subject.generate([ImageRequest("a kite", 0)], ImageSampling())
-        penalty = float(subject.generation_loss(samples, [0]).penalty)
+        penalty = subject.generation_loss(samples, [0]).penalty.item()
         assert (penalty > 1e-4) if positive else (penalty == 0)
 
 
