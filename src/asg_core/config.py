@@ -134,7 +134,7 @@ class RunConfig(Section):
     )
     steps: int = Field(100, ge=0, description="steps in all")
     images_per_step: int = Field(4, ge=1, description="images in one understanding step")
-    seed: int = Field(0, ge=0, description="of everything random in the run")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the frozen base; auto: bfloat16 on cuda, float32 elsewhere; adapters are always float32"

@@ -114,7 +114,8 @@ class Trainer:
         self._check_plan()
         device = resolve_device(config.device)
         out = config.out or Path("runs") / f"{config.backbone}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(config.trackers) or None, project_dir=str(out))
+        trackers = list(config.trackers) or None
+        self.accelerator = Accelerator(cpu=device == "cpu", log_with=trackers, project_dir=str(out))
         if self.accelerator.num_processes > 1:
             raise ConfigError(
                 f"{self.accelerator.num_processes} processes were launched",
@@ -168,7 +169,9 @@ class Trainer:
         for tracker in config.trackers:
             if find_spec(tracker) is None:
                 raise ConfigError(
-                    f"trackers={tracker} cannot log", "its package is not installed", f"pip install 'asg-core[{tracker}]'"
+                    f"trackers={tracker} cannot log",
+                    "its package is not installed",
+                    f"pip install 'asg-core[{tracker}]'",
                 )
         if config.images is None and self.manifest.images is None:
             raise ConfigError(
