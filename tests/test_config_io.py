@@ -224,7 +224,7 @@ def test_the_commented_defaults_explain_every_key_and_load_back(file: Path) -> N
     for i, line in enumerate(lines):
         if line.strip() and not line.lstrip().startswith("#"):
             assert lines[i - 1].lstrip().startswith("#"), f"no comment above {line!r}"
-    assert "# of everything random in the run (a whole number >= 0)" in text
+    assert "# of everything random in the run (a whole number >= 0, <= 9223372036854775807)" in text
 
 
 def test_commented_options_of_a_backbone_are_listed_and_load_back(file: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_tower_sees_the_centre_square_at_full_short_side() -> None:
 def test_an_extreme_image_is_a_typed_error(backbone: Blip3oBackbone) -> None:
     narrow = Image.new("RGB", (1, 300))
     with pytest.raises(ImageError, match="1x300"):
-        backbone.language.patches.patches(narrow)
+        backbone.text.patches.patches(narrow)
 
 
 def test_any_mode_and_size_of_image_can_be_shown(backbone: Blip3oBackbone) -> None:

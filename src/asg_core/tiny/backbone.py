@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from asg_core.decoding import sample_text, token_logits
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError
 from asg_core.lora import RoleAdapters
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.roles import (
-    Backbone,
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
-    TextRequest,
-    TextSample,
-    TextSampling,
-    TokenLogits,
 )
 from asg_core.tiny import flow
 from asg_core.tiny.causal import TinyCausal
@@ -51,7 +45,7 @@ class FlowOptions(BaseModel):
     quality_steps: int = Field(16, ge=1, le=256, description="Euler steps of an image for people")
 
 
-class TinyBackbone(Backbone):
+class TinyBackbone(CausalBackbone):
     """Draws as image tokens; :class:`TinyFlowBackbone` draws by rectified flow.
 
     Args:
@@ -61,6 +55,7 @@ class TinyBackbone(Backbone):
     """
 
     manifest: BackboneManifest = MANIFEST
+    text: TinyCausal
 
     def __init__(self, model: TinyModel, vocabulary: Vocabulary, request: LoadRequest) -> None:
         if request.gradient_checkpointing:
@@ -71,10 +66,10 @@ class TinyBackbone(Backbone):
             )
         self._model = model
         self._vocabulary = vocabulary
-        self._causal = TinyCausal(model, vocabulary)
-        self._adapters = RoleAdapters(
+        adapters = RoleAdapters(
             {"trunk": model.trunk}, {role: {"trunk": _LINEAR} for role in Role}, request.lora, request.seed
         )
+        super().__init__(TinyCausal(model, vocabulary), adapters)
 
     @property
     def device(self) -> torch.device:
@@ -86,28 +81,6 @@ class TinyBackbone(Backbone):
         """Of the frozen base."""
         return self._model.rows.dtype
 
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
-        with self._adapters.use(role):
-            return sample_text(self._causal, requests, sampling)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return token_logits(self._causal, samples, self._adapters, role, base=base, logits=logits)
-
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
     ) -> list[ImageSample]:
@@ -115,7 +88,7 @@ class TinyBackbone(Backbone):
         if not requests:
             return []
         uniforms = torch.stack([torch.rand(CELLS, generator=_stream(r.seed), dtype=torch.float64) for r in requests])
-        with torch.no_grad(), self._adapters.use(role):
+        with torch.no_grad(), self.adapters.use(role):
             codes, logprobs = sample_codes(
                 self._model, self._prompts(requests), uniforms.to(self.device), sampling.temperature
             )
@@ -138,9 +111,9 @@ class TinyBackbone(Backbone):
         temperature = torch.stack([sample.trajectory["temperature"] for sample in samples]).to(self.device)[
             :, None, None
         ]
-        with self._adapters.use(Role.GENERATOR):
+        with self.adapters.use(Role.GENERATOR):
             policy = torch.log_softmax(code_logits(self._model, prompts, codes) / temperature, -1)
-        with torch.no_grad(), self._adapters.use(None):
+        with torch.no_grad(), self.adapters.use(None):
             base = torch.log_softmax(code_logits(self._model, prompts, codes) / temperature, -1)
         logprobs = policy.gather(-1, codes[..., None])[..., 0]
         return GenerationLoss(-logprobs.mean(-1), (policy.exp() * (policy - base)).sum(-1).mean(-1), logprobs)
@@ -148,7 +121,7 @@ class TinyBackbone(Backbone):
     def embed(self, items: Sequence[Picture | str]) -> Tensor:
         """See Backbone: (n, 64), on the CPU; trained to match pictures with their captions."""
         vectors = torch.zeros(len(items), self._model.config.embedding)
-        with torch.no_grad(), self._adapters.use(None):
+        with torch.no_grad(), self.adapters.use(None):
             pictures = {i: item for i, item in enumerate(items) if not isinstance(item, str)}
             if pictures:
                 vectors[list(pictures)] = self._embed_pictures(list(pictures.values()))
@@ -158,7 +131,7 @@ class TinyBackbone(Backbone):
         return vectors
 
     def _embed_pictures(self, pictures: Sequence[Picture]) -> Tensor:
-        embeds = torch.stack([segment.embeds for segment in self._causal.prefixes(pictures)])
+        embeds = torch.stack([segment.embeds for segment in self.text.prefixes(pictures)])
         full = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool, device=self.device)
         positions = torch.arange(embeds.shape[1], device=self.device).expand(len(pictures), -1)
         hidden = self._model.run(embeds, full.expand(len(pictures), -1, -1, -1), positions)
@@ -171,18 +144,6 @@ class TinyBackbone(Backbone):
         )
         hidden = self._model.run(self._model.trunk.embed_tokens(prompts.ids), prompts.mask(0, 0), prompts.positions)
         return F.normalize(self._model.embed_head(hidden[:, -1]).float(), dim=-1).cpu()
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
-        return self._adapters.parameters(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self._adapters.save(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self._adapters.load(role, directory)
 
     def _prompts(self, requests: Sequence[ImageRequest]) -> Prompts:
         special = self._vocabulary.special
@@ -219,7 +180,7 @@ class TinyFlowBackbone(TinyBackbone):
             self.device
         )
         steps = self._options.rollout_steps if sampling.profile == "rollout" else self._options.quality_steps
-        with torch.no_grad(), self._adapters.use(role):
+        with torch.no_grad(), self.adapters.use(role):
             latents = flow.sample_latents(self._model, self._prompts(requests), noise, steps)
         pictures = self._pictures(flow.nearest_codes(self._model, latents))
         return [
@@ -237,9 +198,9 @@ class TinyFlowBackbone(TinyBackbone):
         noise = torch.stack([torch.randn(target.shape[1:], generator=stream) for stream in streams])
         mixed = (1 - time)[:, None, None] * noise + time[:, None, None] * target
         mixed, time, wanted = mixed.to(self.device), time.to(self.device), (target - noise).to(self.device)
-        with self._adapters.use(Role.GENERATOR):
+        with self.adapters.use(Role.GENERATOR):
             policy = flow.velocity(self._model, prompts, mixed, time)
-        with torch.no_grad(), self._adapters.use(None):
+        with torch.no_grad(), self.adapters.use(None):
             base = flow.velocity(self._model, prompts, mixed, time)
         return GenerationLoss((policy - wanted).square().mean((1, 2)), (policy - base).square().mean((1, 2)))
 

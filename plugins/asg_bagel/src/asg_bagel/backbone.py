@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from asg_bagel import adapters
 from asg_bagel.checkpoint import LoadReport, load_model
@@ -20,24 +19,19 @@ from asg_bagel.preprocessing import ResizeRule
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.settings import BagelOptions
 from asg_bagel.tokenizer import BagelTokenizer
-from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError, ConfigError, WeightsError
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.roles import (
-    Backbone,
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
-    TextRequest,
-    TextSample,
-    TextSampling,
-    TokenLogits,
 )
 
 
-class BagelBackbone(Backbone):
+class BagelBackbone(CausalBackbone):
     """All roles on one frozen BAGEL.
 
     Args:
@@ -58,12 +52,14 @@ class BagelBackbone(Backbone):
         options = request.options or BagelOptions()
         self.model, self.tokenizer, self.load_report = model, tokenizer, report
         self.manifest = MANIFEST if model.generation else _understanding_only()
-        self.adapters = adapters.inject(model, request.lora, request.seed)
         self.builder = SegmentBuilder(model, tokenizer, vision_rule(model, options))
-        self._text = BagelText(self.builder)
-        self._prefixes = PrefixCache(self.adapters.version)
-        self._checkpointed = list(model.language_model.model.layers) if request.gradient_checkpointing else []
-        self._embedding = Embedding(self._text, self.adapters)
+        text = BagelText(self.builder)
+        super().__init__(
+            text,
+            adapters.inject(model, request.lora, request.seed),
+            list(model.language_model.model.layers) if request.gradient_checkpointing else [],
+        )
+        self._embedding = Embedding(text, self.adapters)
         self._drawing = (
             Drawing(self.builder, self.adapters, options, request.gradient_checkpointing) if model.generation else None
         )
@@ -77,37 +73,6 @@ class BagelBackbone(Backbone):
     def dtype(self) -> torch.dtype:
         """Of the frozen base."""
         return self.model.dtype
-
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
-        with self.adapters.use(role):
-            return sample_text(self._text, requests, sampling, prefixes=self._prefixes)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return token_logits(
-            self._text,
-            samples,
-            self.adapters,
-            role,
-            base=base,
-            logits=logits,
-            checkpoint_layers=self._checkpointed,
-            prefixes=self._prefixes,
-        )
 
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
@@ -125,18 +90,6 @@ class BagelBackbone(Backbone):
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """See Backbone: (n, hidden size)."""
         return self._embedding(items)
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone. The Generator's are there, and never move, on a model that cannot draw."""
-        return self.adapters.parameters(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.adapters.save(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.adapters.load(role, directory)
 
     @property
     def _can_draw(self) -> Drawing:

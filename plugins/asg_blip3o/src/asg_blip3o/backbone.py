@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asg_blip3o.checkpoint import Release, load_model, read_release
 from asg_blip3o.dims import pool_stride
@@ -24,27 +23,22 @@ from asg_blip3o.plugin import MANIFEST
 from asg_blip3o.preprocessing import ImagePatches, eva_pixels
 from asg_blip3o.roles import role_adapters
 from asg_blip3o.templates import Vocabulary
-from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.roles import (
-    Backbone,
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
-    TextRequest,
-    TextSample,
-    TextSampling,
-    TokenLogits,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Blip3oBackbone(Backbone):
+class Blip3oBackbone(CausalBackbone):
     """The model with its three adapters.
 
     Args:
@@ -55,20 +49,18 @@ class Blip3oBackbone(Backbone):
     """
 
     manifest: BackboneManifest = MANIFEST
+    text: LanguageModel
 
     def __init__(self, model: Blip3oModel, report: LoadReport, release: Release, request: LoadRequest) -> None:
         self.options: Blip3oOptions = request.options or Blip3oOptions()
         self.model, self.report, self.release = model, report, release
         self.vocabulary = Vocabulary(release.folder)
         patches = ImagePatches(release.folder, self.options.min_image_side, self.options.max_image_side)
-        self.language = LanguageModel(model, self.vocabulary, patches)
         self.drawing = Drawing(model, self.vocabulary, self.options)
-        self.adapters = role_adapters(
-            model, request.lora, request.seed, generator_language=self.options.generator_language_lora
-        )
-        self._prefixes = PrefixCache(self.adapters.version)
-        self._recomputed: Sequence[nn.Module] = (
-            list(model.vlm.model.language_model.layers) if request.gradient_checkpointing else ()
+        super().__init__(
+            LanguageModel(model, self.vocabulary, patches),
+            role_adapters(model, request.lora, request.seed, generator_language=self.options.generator_language_lora),
+            list(model.vlm.model.language_model.layers) if request.gradient_checkpointing else [],
         )
 
     @property
@@ -80,37 +72,6 @@ class Blip3oBackbone(Backbone):
     def dtype(self) -> torch.dtype:
         """Of the frozen base."""
         return self.model.dtype
-
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
-        with self.adapters.use(role):
-            return sample_text(self.language, requests, sampling, prefixes=self._prefixes)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return token_logits(
-            self.language,
-            samples,
-            self.adapters,
-            role,
-            base=base,
-            logits=logits,
-            checkpoint_layers=self._recomputed,
-            prefixes=self._prefixes,
-        )
 
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
@@ -157,7 +118,7 @@ class Blip3oBackbone(Backbone):
                 "it is loaded on request only",
                 "set backbone_options.real_image_target=true",
             )
-        processor = self.language.patches.processor
+        processor = self.text.patches.processor
         pixels = eva_pixels(images, tower.dims.image_size, processor.image_mean, processor.image_std)
         with torch.no_grad():
             features = tower(pixels.to(self.device, self.dtype))
@@ -198,19 +159,7 @@ class Blip3oBackbone(Backbone):
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """See Backbone."""
         with torch.no_grad(), self.adapters.use(None):
-            return embed_items(self.language, items)
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
-        return self.adapters.parameters(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.adapters.save(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.adapters.load(role, directory)
+            return embed_items(self.text, items)
 
 
 def load(request: LoadRequest) -> Blip3oBackbone:

@@ -9,20 +9,15 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from asg_core.decoding import PrefixCache, sample_text, token_logits
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.roles import (
-    Backbone,
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
-    TextRequest,
-    TextSample,
-    TextSampling,
-    TokenLogits,
 )
 from asg_vargpt import adapters
 from asg_vargpt.candidates import Candidates
@@ -35,7 +30,7 @@ from asg_vargpt.preprocessing import image_processor
 from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
 
 
-class VargptBackbone(Backbone):
+class VargptBackbone(CausalBackbone):
     """All roles on one frozen VARGPT.
 
     Args:
@@ -44,6 +39,8 @@ class VargptBackbone(Backbone):
         request: options, adapters' shape and seed, checkpointing.
         report: what the checkpoint held; kept as ``load_report``.
     """
+
+    text: VargptText
 
     def __init__(self, model: Vargpt, weights: Path, request: LoadRequest, report: LoadReport) -> None:
         options = request.options or VargptOptions()
@@ -54,17 +51,19 @@ class VargptBackbone(Backbone):
             options.min_pixels, options.max_pixels, vision.patch_size, vision.spatial_merge_size
         )
         tokenizer = load_tokenizer(weights)
-        self.text = VargptText(model, tokenizer, processor, stop_tokens(weights, tokenizer))
+        text = VargptText(model, tokenizer, processor, stop_tokens(weights, tokenizer))
         on_decoder = options.generator_adapter == "language_model_and_decoder"
-        self.adapters = adapters.inject(model, request.lora, request.seed, on_decoder=on_decoder)
+        super().__init__(
+            text,
+            adapters.inject(model, request.lora, request.seed, on_decoder=on_decoder),
+            list(model.language_model.layers) if request.gradient_checkpointing else [],
+        )
         self._candidates = (
-            Candidates(model, self.text, self.adapters, options, checkpointing=request.gradient_checkpointing)
+            Candidates(model, text, self.adapters, options, checkpointing=request.gradient_checkpointing)
             if model.generation
             else None
         )
-        self._embedding = Embedding(self.text, self.adapters)
-        self._prefixes = PrefixCache(self.adapters.version)
-        self._checkpointed = list(model.language_model.layers) if request.gradient_checkpointing else []
+        self._embedding = Embedding(text, self.adapters)
 
     @property
     def candidates(self) -> Candidates:
@@ -82,37 +81,6 @@ class VargptBackbone(Backbone):
     def dtype(self) -> torch.dtype:
         """Of the frozen base; its VAE is float32 whatever this is."""
         return self.model.dtype
-
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self._complete(requests, sampling, role)
-
-    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
-        with self.adapters.use(role):
-            return sample_text(self.text, requests, sampling, prefixes=self._prefixes)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return token_logits(
-            self.text,
-            samples,
-            self.adapters,
-            role,
-            base=base,
-            logits=logits,
-            checkpoint_layers=self._checkpointed,
-            prefixes=self._prefixes,
-        )
 
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
@@ -135,17 +103,17 @@ class VargptBackbone(Backbone):
     def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
         """See Backbone."""
         self._require(role)
-        return self.adapters.parameters(role)
+        return super().trainable(role)
 
     def save_role(self, role: Role, directory: Path) -> None:
         """See Backbone."""
         self._require(role)
-        self.adapters.save(role, directory)
+        super().save_role(role, directory)
 
     def load_role(self, role: Role, directory: Path) -> None:
         """See Backbone."""
         self._require(role)
-        self.adapters.load(role, directory)
+        super().load_role(role, directory)
 
     def _require(self, role: Role) -> None:
         if role is Role.GENERATOR and self._candidates is None:

@@ -1,0 +1,78 @@
+"""The half of a backbone that is the same for every model with a causal text decoder: text roles and adapters.
+
+Subclass it, hand over a :class:`~asg_core.decoding.CausalModel` and :class:`~asg_core.lora.RoleAdapters`, and what is
+left to write is drawing (``generate``, ``generation_loss``) and ``embed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from asg_core.decoding import CausalModel, sample_text, token_logits
+from asg_core.decoding.prefixes import PrefixCache
+from asg_core.lora import RoleAdapters
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TokenLogits
+
+
+class CausalBackbone(Backbone):
+    """Asks, solves and scores through :mod:`asg_core.decoding`; a prefix is prefilled once per adapter version.
+
+    Args:
+        text: the model as decoding needs it.
+        adapters: the three roles over it.
+        checkpoint_layers: decoder layers whose activations are recomputed in the backward pass; none by default.
+
+    Attributes:
+        text, adapters: as given.
+    """
+
+    def __init__(self, text: CausalModel, adapters: RoleAdapters, checkpoint_layers: Sequence[nn.Module] = ()) -> None:
+        self.text, self.adapters = text, adapters
+        self._checkpoint_layers = checkpoint_layers
+        self._prefixes = PrefixCache(adapters.version)
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(requests, sampling, role)
+
+    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+        with self.adapters.use(role):
+            return sample_text(self.text, requests, sampling, prefixes=self._prefixes)
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        return token_logits(
+            self.text,
+            samples,
+            self.adapters,
+            role,
+            base=base,
+            logits=logits,
+            checkpoint_layers=self._checkpoint_layers,
+            prefixes=self._prefixes,
+        )
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone."""
+        return self.adapters.parameters(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.save(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self.adapters.load(role, directory)
