@@ -133,10 +133,14 @@ def test_an_interrupted_and_resumed_run_equals_a_straight_one(start: Callable[..
 
 
 class StopAtOnce(TrainingDisplay):
-    """A display that behaves like a person who presses Ctrl-C before the first step."""
+    """A display that behaves like a person who presses Ctrl-C once, before the first step."""
+
+    pressed = False
 
     def message(self, text: str) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        if not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_an_interrupt_while_no_step_is_under_way_ends_at_once(start: Callable[..., RunConfig]) -> None:
