@@ -1,0 +1,73 @@
+"""``asg check``: the conformance checks on an installed backbone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from asg_core.cli.common import add_json, add_overrides, print_json
+
+_MARKS = {"passed": "ok", "failed": "FAIL", "skipped": "skip", "expected": "xfail", "unexpected": "XPASS"}
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "check",
+        help="does a backbone keep the contract?",
+        description="Run the conformance checks on an installed backbone; exit code 1 if one fails.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
+    parser.add_argument("--weights", metavar="DIR", help="directory of its weights, best a tiny checkpoint")
+    parser.add_argument("--profile", choices=("quick", "full"), default="full", help="quick leaves out the slow checks")
+    parser.add_argument("--only", action="append", default=[], metavar="CHECK", help="run checks whose name starts so")
+    parser.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="CHECK=REASON",
+        help="this check is known to fail, and why; it counts as a failure if it passes",
+    )
+    add_json(parser)
+    add_overrides(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """One line a check, with cause and remedy where it failed; 1 unless all are good."""
+    from asg_core.config_io import load_run_config
+    from asg_core.plugins import find_manifest, load_backbone
+    from asg_core.roles import Backbone
+    from asg_core.testing.conformance import check_backbone
+
+    find_manifest(args.backbone)
+    given = {"backbone": args.backbone, "weights": args.weights}
+    words = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    config = load_run_config(None, [*words, *args.overrides])
+
+    def load(**settings: Any) -> Backbone:
+        own: dict[str, Any] = {
+            "weights": config.weights,
+            "device": config.device,
+            "dtype": config.dtype,
+            "options": config.backbone_options,
+            "lora": config.lora,
+        }
+        return load_backbone(args.backbone, **{**own, **settings})
+
+    expected = dict(word.partition("=")[::2] for word in args.expect)
+    report = check_backbone(load, expected_failures=expected, profile=args.profile, only=args.only)
+    if args.json:
+        rows = [{"id": o.check.id, "status": o.status, "reason": o.reason} for o in report.outcomes]
+        print_json({"backbone": args.backbone, "passed": report.passed, "checks": rows})
+        return 0 if report.passed else 1
+    for outcome in report.outcomes:
+        print(f"{_MARKS[outcome.status]:5} {outcome.check.id:32} {outcome.reason}".rstrip())
+        if not outcome.good:
+            print(f"      promise: {outcome.check.meaning}\n      remedy:  {outcome.check.remedy}")
+    counts = Counter(outcome.status for outcome in report.outcomes)
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 0 if report.passed else 1

@@ -1,0 +1,171 @@
+"""One counted step of each kind, through the method's own functions: what a plugin's cost tests start from.
+
+step = understanding(backbone, images, config)
+assert step.costs.network("visual.blocks").passes == 1
+assert excess(step, language="language_model.layers") == []
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator
+from peft.tuners.lora import LoraLayer
+from PIL.Image import Image
+
+from asg_core.causal_backbone import CausalBackbone
+from asg_core.config import RunConfig
+from asg_core.counting import Costs, counted
+from asg_core.entropy import RollingPercentile
+from asg_core.images import PoolImage
+from asg_core.lora import RoleAdapters
+from asg_core.optimiser import RoleOptimiser
+from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.roles import Backbone, Role
+from asg_core.steps.generation import generation_step
+from asg_core.steps.records import GenerationItem, UnderstandingItem
+from asg_core.steps.understanding import understanding_step
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.testing.legible import legible
+from asg_core.testing.operations import Operations, watched
+
+MAX_VOCABULARY_ROWS = 128
+SYNCS_PER_PASS = 2
+SYNCS_PER_UPDATE = 8
+
+
+@dataclass
+class CountedStep:
+    """A step and what it cost.
+
+    Attributes:
+        items: what the step left behind.
+        reports: what the update of each role did.
+        costs: by phase and network.
+        operations: synchronisations and vocabulary-wide tensors.
+        prefills: (rows, positions) of every pass of the language model over more than one position, in order.
+        wasted: calls of what a hot loop must not call: garbage collections, emptied caches, adapters made or switched
+            by PEFT's slow way.
+    """
+
+    items: Sequence[UnderstandingItem] | Sequence[GenerationItem]
+    reports: dict[Role, UpdateReport]
+    costs: Costs
+    operations: Operations
+    prefills: list[tuple[int, int]] = field(default_factory=list)
+    wasted: Counter[str] = field(default_factory=Counter)
+
+
+def understanding(backbone: CausalBackbone, images: Sequence[Image], config: RunConfig) -> CountedStep:
+    """Run one understanding step with both updates; completions are made :func:`legible`."""
+    with _counting(backbone, config) as step:
+        pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
+        items = understanding_step(backbone, pool, config, 1, RollingPercentile(), EmaBaseline())
+        step.items = items
+        for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
+            beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
+            step.reports[role] = update_text_role(
+                backbone, role, groups, _optimiser(backbone, role, config), beta, config
+            )
+    return step
+
+
+def generation(backbone: CausalBackbone, images: Sequence[Image], config: RunConfig) -> CountedStep:
+    """Run one generation step with the Generator's update; completions are made :func:`legible`."""
+    with _counting(backbone, config) as step:
+        pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
+        items = generation_step(backbone, pool, config, 1)
+        step.items = items
+        optimiser = _optimiser(backbone, Role.GENERATOR, config)
+        step.reports[Role.GENERATOR] = update_generator(backbone, items, optimiser, config, 1)
+    return step
+
+
+def excess(step: CountedStep, *, language: str) -> list[str]:
+    """The bars that hold for every backbone and are missed by ``step``, in words; an empty list is a pass.
+
+    Args:
+        step: from :func:`understanding` or :func:`generation`.
+        language: ending of the name of the language model's layers, see :class:`asg_core.counting.Costs`.
+    """
+    costs, operations = step.costs, step.operations
+    found = [f"{name} was called {n} times" for name, n in step.wasted.items()]
+    if operations.rows > MAX_VOCABULARY_ROWS:
+        found.append(f"a tensor as wide as the vocabulary has {operations.rows} rows")
+    for role, report in step.reports.items():
+        backwards, moves = costs.backwards[role], costs.optimiser_steps[role]
+        if report.step.applied and (backwards, moves) != (1, 1):
+            found.append(f"{role.value}: {backwards} backward passes and {moves} optimiser steps")
+    for phase in ("solve", "score"):
+        if (cost := costs.phases.get(phase)) and cost.calls:
+            passes = costs.network(language, phase).passes
+            if operations.syncs_in(phase) > SYNCS_PER_PASS * passes:
+                found.append(f"{phase}: {operations.syncs_in(phase)} synchronisations in {passes} passes")
+    updates = sum(costs.optimiser_steps.values())
+    if operations.syncs_in("update") > SYNCS_PER_UPDATE * updates:
+        found.append(f"{operations.syncs_in('update')} synchronisations in {updates} updates: {operations.syncs}")
+    return found
+
+
+@contextmanager
+def _counting(backbone: CausalBackbone, config: RunConfig) -> Iterator[CountedStep]:
+    width = backbone.text.head(
+        backbone.text.embed_tokens(torch.zeros(1, 1, dtype=torch.long, device=backbone.device))[0]
+    )
+    prefills: list[tuple[int, int]] = []
+    forward = backbone.text.forward
+
+    def noted(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if embeds.shape[1] > 1:
+            prefills.append((embeds.shape[0], embeds.shape[1]))
+        return forward(embeds, *rest)
+
+    wasted: Counter[str] = Counter()
+    with (
+        legible(backbone),
+        patch.object(backbone.text, "forward", noted),
+        _hot_loop(wasted),
+        counted(backbone) as costs,
+        watched(costs, width.shape[-1]) as operations,
+    ):
+        yield CountedStep([], {}, costs, operations, prefills, wasted)
+
+
+@contextmanager
+def _hot_loop(wasted: Counter[str]) -> Iterator[None]:
+    def noting(owner: Any, name: str) -> Any:
+        own = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            wasted[f"{owner.__name__}.{name}"] += 1
+            return own(*args, **kwargs)
+
+        return patch.object(owner, name, call)
+
+    with (
+        noting(gc, "collect"),
+        noting(torch.cuda, "empty_cache"),
+        noting(RoleAdapters, "__init__"),
+        noting(LoraLayer, "update_layer"),
+        noting(LoraLayer, "set_adapter"),
+    ):
+        yield
+
+
+def _optimiser(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimiser:
+    settings = config.optimiser
+    lr = {"proposer": settings.lr_proposer, "solver": settings.lr_solver, "generator": settings.lr_generator}[
+        role.value
+    ]
+    parameters = backbone.trainable(role)
+    return RoleOptimiser(
+        parameters, lr, settings.weight_decay, settings.max_grad_norm, Accelerator(cpu=backbone.device.type == "cpu")
+    )

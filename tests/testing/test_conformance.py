@@ -1,0 +1,88 @@
+"""The kit on the embedded backbones, and what it makes of announced and unannounced failures."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+
+from asg_core.cli import main
+from asg_core.errors import ConfigError
+from asg_core.plugins import load_backbone
+from asg_core.roles import Backbone
+from asg_core.testing import BackboneConformance, check_backbone
+from asg_core.testing.conformance import CHECKS
+from asg_core.tiny.backbone import TinyBackbone
+
+tiny = partial(load_backbone, "tiny", device="cpu")
+
+
+class TestTiny(BackboneConformance):
+    image_size: ClassVar = (32, 32)
+
+    def load(self, **settings: Any) -> Backbone:
+        return tiny(**settings)
+
+
+class TestTinyFlow(BackboneConformance):
+    image_size: ClassVar = (32, 32)
+
+    def load(self, **settings: Any) -> Backbone:
+        return load_backbone("tiny_flow", device="cpu", **settings)
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded backbone with an embedding that sees nothing."""
+    see = TinyBackbone.embed
+    monkeypatch.setattr(TinyBackbone, "embed", lambda self, items: see(self, ["a dog"] * len(items)))
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_failure_names_its_check_and_fails_the_report():
+    report = check_backbone(tiny, only=["embed"])
+    assert not report.passed
+    assert [outcome.check.id for outcome in report.failures] == ["embed.sees"]
+    assert "the same embedding" in report.failures[0].reason
+
+
+@pytest.mark.usefixtures("blind")
+def test_an_expected_failure_is_good_and_keeps_its_reason():
+    report = check_backbone(tiny, only=["embed"], expected_failures={"embed.sees": "blind on purpose"})
+    assert report.passed
+    assert [(o.check.id, o.reason) for o in report.outcomes if o.status == "expected"] == [
+        ("embed.sees", "blind on purpose")
+    ]
+
+
+def test_an_expected_failure_must_really_fail():
+    report = check_backbone(tiny, only=["embed"], expected_failures={"embed.sees": "out of date"})
+    assert not report.passed
+    assert [(o.check.id, o.status) for o in report.failures] == [("embed.sees", "unexpected")]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("embed.see", "a typing error"), ("embed.sees", " ")])
+def test_an_expected_failure_needs_a_known_check_and_a_reason(name: str, reason: str):
+    with pytest.raises(ConfigError):
+        check_backbone(tiny, expected_failures={name: reason})
+
+
+def test_the_quick_profile_leaves_out_the_slow_checks_alone():
+    quick = [o.check.id for o in check_backbone(tiny, profile="quick", only=["hygiene", "contract.g"]).outcomes]
+    full = [o.check.id for o in check_backbone(tiny, profile="full", only=["hygiene", "contract.g"]).outcomes]
+    assert set(full) - set(quick) == {"contract.gradient_checkpointing", "hygiene.memory"}
+
+
+def test_only_needs_a_check_that_exists():
+    with pytest.raises(ConfigError, match="embd"):
+        check_backbone(tiny, only=["embd"])
+
+
+@pytest.mark.usefixtures("blind")
+def test_the_command_says_what_failed_and_what_to_do(capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "tiny", "--only", "embed", "device=cpu"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL  embed.sees" in printed
+    assert CHECKS["embed.sees"].remedy in printed
+    assert main(["check", "tiny", "--only", "embed", "--expect", "embed.sees=blind on purpose", "device=cpu"]) == 0
