@@ -59,6 +59,7 @@ def test_the_backbone_named_last_brings_the_recommendations(file: Path) -> None:
         ("images='null'", "images", Path("null")),
         ("trackers=[wandb, trackio]", "trackers", ("wandb", "trackio")),
         ("solve={temperature: 0.5}", "solve.temperature", 0.5),
+        ("schedule.ratio=[2, 1]", "schedule.ratio", (2, 1)),
     ],
 )
 def test_words_are_typed_as_yaml(word: str, key: str, value: object) -> None:
@@ -77,6 +78,8 @@ def test_of_equal_words_the_last_counts() -> None:
     ("word", "what", "allowed"),
     [
         ("steps=-1", "steps = -1", "a whole number >= 0"),
+        ("schedule.ratio=[2]", "schedule.ratio = [2]", "a list of 2, each a whole number > 0"),
+        ("schedule.ratio=[2, 0]", "schedule.ratio = 0", "a list of 2, each a whole number > 0"),
         ("steps=1.5", "steps = 1.5", "a whole number"),
         ("steps=true", "steps = true", "a whole number"),
         ("steps='7'", 'steps = "7"', "a whole number"),

@@ -13,6 +13,7 @@ HEALTHY: dict[str, Any] = {
     "gate_failures": 1,
     "distinct_question_share": 0.8,
     "constant_answer_share": 0.3,
+    "non_answer_share": 0.1,
     "kl_proposer": 0.02,
     "kl_solver": 0.03,
     "ste_raw": 0.5,
@@ -37,7 +38,9 @@ def test_a_healthy_run_rings_nothing() -> None:
     [
         ({"gate_failures": 12}, "no-questions"),
         ({"distinct_question_share": 0.05}, "repeated-questions"),
+        ({"questions": 3, "gate_failures": 0, "distinct_question_share": 1 / 3}, "repeated-questions"),
         ({"constant_answer_share": 1.0}, "constant-answers"),
+        ({"non_answer_share": 1.0}, "no-answers"),
         ({"kl_solver": 2.0}, "kl-drift"),
         ({"kl_proposer": 2.0, "kl_solver": None}, "kl-drift"),
         ({"ste_raw": 0.0}, "entropy-floor"),

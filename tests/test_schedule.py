@@ -19,7 +19,7 @@ def test_one_kind_only() -> None:
 
 def test_two_stage_spends_the_same_shares_as_blocks() -> None:
     assert letters(10, mode="two_stage") == "uuuuuugggg"
-    assert letters(9, mode="two_stage", understanding_steps=1, generation_steps=2) == "uuugggggg"
+    assert letters(9, mode="two_stage", ratio=(1, 2)) == "uuugggggg"
 
 
 def test_kinds_of_a_short_run() -> None:

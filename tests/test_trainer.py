@@ -89,7 +89,7 @@ def test_a_run_folder_holds_all_that_is_promised(start: Callable[..., RunConfig]
 def test_nothing_in_a_run_folder_is_a_pickle(start: Callable[..., RunConfig]) -> None:
     out = Trainer(start(steps=2)).run().out
     suffixes = {p.suffix for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".png", ".html"}
+    assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".png", ".html", ".md"}
 
 
 def test_all_three_roles_learn_in_one_cycle(start: Callable[..., RunConfig]) -> None:
@@ -295,9 +295,9 @@ def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) ->
 def test_a_tracker_that_is_not_installed_is_one_clear_error(
     start: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asg_core.trainer
+    import asg_core.preflight
 
-    monkeypatch.setattr(asg_core.trainer, "find_spec", lambda name: None)
+    monkeypatch.setattr(asg_core.preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asg-core\[wandb\]'"):
         Trainer(start(trackers=("wandb",))).run()
 

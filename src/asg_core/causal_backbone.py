@@ -1,7 +1,7 @@
 """The half of a backbone that is the same for every model with a causal text decoder: text roles and adapters.
 
 Subclass it, hand over a :class:`~asg_core.decoding.CausalModel` and :class:`~asg_core.lora.RoleAdapters`, and what is
-left to write is drawing (``generate``, ``generation_loss``) and ``embed``.
+left to write is drawing (``generate``, ``generation_loss``). A model with a trained joint space overrides ``embed``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
-from asg_core.decoding import CausalModel, sample_text, token_logits
+from asg_core.decoding import CausalModel, OneWordEmbedding, sample_text, token_logits
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.lora import RoleAdapters
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TokenLogits
@@ -26,13 +27,14 @@ class CausalBackbone(Backbone):
         checkpoint_layers: decoder layers whose activations are recomputed in the backward pass; none by default.
 
     Attributes:
-        text, adapters: as given.
+        text, adapters, checkpoint_layers: as given.
     """
 
     def __init__(self, text: CausalModel, adapters: RoleAdapters, checkpoint_layers: Sequence[nn.Module] = ()) -> None:
         self.text, self.adapters = text, adapters
-        self._checkpoint_layers = checkpoint_layers
+        self.checkpoint_layers = checkpoint_layers
         self._prefixes = PrefixCache(adapters.version)
+        self._embedding = OneWordEmbedding(text, adapters)
 
     def ask(
         self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
@@ -61,9 +63,13 @@ class CausalBackbone(Backbone):
             role,
             base=base,
             logits=logits,
-            checkpoint_layers=self._checkpoint_layers,
+            checkpoint_layers=self.checkpoint_layers,
             prefixes=self._prefixes,
         )
+
+    def embed(self, items: Sequence[Image | str]) -> Tensor:
+        """See Backbone: (n, hidden size), hidden states before a one-word summary (``decoding.one_word``)."""
+        return self._embedding(items)
 
     def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
         """See Backbone."""

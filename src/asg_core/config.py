@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from asg_core.manifest import LoraSettings
 
@@ -26,8 +26,9 @@ class Schedule(Section):
         "alternate",
         description="alternate U:G, one kind only, or two_stage: first all understanding steps, then all generation",
     )
-    understanding_steps: int = Field(3, ge=1, description="U in U:G")
-    generation_steps: int = Field(2, ge=1, description="G in U:G")
+    ratio: tuple[PositiveInt, PositiveInt] = Field(
+        (3, 2), description="U:G, understanding steps and generation steps of one round"
+    )
 
 
 class Ask(Section):
@@ -108,10 +109,19 @@ class Optimiser(Section):
 class Alarms(Section):
     """Collapse alarms over the last ``window`` steps of a kind."""
 
-    action: Literal["warn", "stop"] = Field("warn", description="what an alarm does")
+    action: Literal["warn", "stop", "rollback"] = Field(
+        "warn", description="what an alarm does; rollback: the roles go back to the newest good checkpoint, once"
+    )
     window: int = Field(10, ge=2, description="steps an alarm looks back")
-    min_distinct_questions: float = Field(0.1, ge=0, le=1, description="alarm if fewer of the questions are distinct")
-    max_constant_answers: float = Field(0.95, ge=0, le=1, description="alarm if one label takes more of all answers")
+    min_distinct_questions: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)",
+    )
+    max_constant_answers: float = Field(
+        0.95, ge=0, le=1, description="alarm if one label, or non-answers, take more of all answers"
+    )
     max_zero_variance: float = Field(0.95, ge=0, le=1, description="alarm if more of the groups carry no signal")
     max_kl: float = Field(1.0, gt=0, description="alarm if the mean KL per token, nats, exceeds this")
     min_entropy: float = Field(0.001, ge=0, description="alarm if the mean raw STE, nats, falls below this")
@@ -132,7 +142,7 @@ class RunConfig(Section):
     out: Path | None = Field(
         None, description="run folder, must not hold another run; none: runs/<backbone>-<date>-<time>"
     )
-    steps: int = Field(100, ge=0, description="steps in all")
+    steps: int = Field(100, ge=0, le=10**9, description="steps in all")
     images_per_step: int = Field(4, ge=1, description="images in one understanding step")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -142,6 +152,9 @@ class RunConfig(Section):
     gradient_checkpointing: bool = Field(False, description="trade time for memory in updates")
     control: Literal["none", "random_rewards", "shuffled_votes"] = Field(
         "none", description="replace the learning signal by noise, to measure what the method itself contributes"
+    )
+    profile: bool = Field(
+        False, description="count calls, tokens, time and weights read by phase; printed and kept in profile.json"
     )
     evaluate: bool = Field(True, description="evaluate before and after if the backbone has an evaluation")
     checkpoint_every_steps: int = Field(25, ge=1, description="steps between checkpoints")

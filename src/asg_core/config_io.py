@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from asg_core.config import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.plugins import find_manifest, validate_options
+from asg_core.run_folder import write_atomically
 from asg_core.validation import allowed_values, described, section_of, validate
 from asg_core.yaml_io import parse_yaml, read_yaml
 
@@ -50,6 +51,15 @@ def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConf
     """
     given = [_Layer(str(path), read_yaml(path))] if path is not None else []
     given += [_Layer("command line", _parse_override(word)) for word in overrides]
+    return _checked(given)
+
+
+def run_config_of(values: Mapping[str, Any], origin: str) -> RunConfig:
+    """As :func:`load_run_config`, of values that are data already; ``origin`` says in messages where they are from."""
+    return _checked([_Layer(origin, values)])
+
+
+def _checked(given: Sequence[_Layer]) -> RunConfig:
     backbone = _merged(given).get("backbone", RunConfig.model_fields["backbone"].default)
     layers = given
     if isinstance(backbone, str):
@@ -66,9 +76,7 @@ def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConf
 
 def write_run_config(config: RunConfig, path: Path) -> None:
     """Store a resolved configuration, every key written out, so that :func:`load_run_config` gives an equal one."""
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def commented_yaml(config: RunConfig) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from asg_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -38,6 +43,13 @@ def resolve_device(name: str) -> str:
             "use device=auto or device=cpu; asg doctor shows what is available",
         )
     return name
+
+
+def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
+    import torch
+
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=device.type == "cuda")
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:

@@ -73,6 +73,26 @@ class TrainingStopped(AsgError):
     exit_code = 7
 
 
+class StudyError(AsgError):
+    """Runs of a study failed."""
+
+
+class PublishError(AsgError):
+    """Adapters could not be sent to the hub."""
+
+
+class OutOfMemory(AsgError):
+    """A step needs more memory than the device has."""
+
+    exit_code = 7
+
+
+class ProcessError(AsgError):
+    """Another process of the same run has ended, or no longer agrees with this one."""
+
+    exit_code = 8
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest known name, or lists all of them when none is near.
 

@@ -1,4 +1,4 @@
-"""The pool of unlabeled images: a folder, searched recursively, decoded one by one, bad files set aside by name.
+"""The pool of unlabeled images: a folder, searched recursively, decoded on threads, bad files set aside by name.
 
 The order is a seeded permutation per epoch (METHOD, Schedule), so no image is tied to a kind of step, and a cursor is
 all that a resume needs.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL.Image import Image
@@ -20,6 +21,9 @@ from PIL.Image import Image
 from asg_core.errors import CheckpointError, ImageError
 from asg_core.image_files import MAX_SIDE, SUFFIXES, open_image, verify_image
 from asg_core.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from asg_core.processes import Processes
 
 VERIFY_UP_TO = 2000
 """Folders of at most this many files are decoded once at the start, so that all bad files are known before training."""
@@ -60,14 +64,16 @@ class ImagePool:
     ) -> None:
         self.folder, self.seed, self.on_quarantine, self.max_side = folder, seed, on_quarantine, max_side
         self.files = sorted(scan_images(folder), key=lambda file: file.split("/"))
+        self._fingerprint = self._name_digest()
         self.quarantined: dict[str, str] = {}
         self._epoch = self._position = 0
         self._order = self.order(0)
+        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "images")
+        self._ahead: dict[str, Future[Image]] = {}
         if len(self.files) <= VERIFY_UP_TO:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-                for file, reason in zip(self.files, threads.map(self._problem, self.files), strict=True):
-                    if reason is not None:
-                        self._set_aside(file, reason)
+            for file, reason in zip(self.files, self._threads.map(self._problem, self.files), strict=True):
+                if reason is not None:
+                    self._set_aside(file, reason)
         self._check_usable()
 
     def __len__(self) -> int:
@@ -79,34 +85,73 @@ class ImagePool:
         rng = np.random.default_rng(derive_seed(self.seed, "images", epoch))
         return [int(i) for i in rng.permutation(len(self.files))]
 
-    def take(self, count: int) -> list[PoolImage]:
+    def take(self, count: int, processes: Processes | None = None) -> list[PoolImage]:
         """The next ``count`` images. A file that cannot be read is set aside and the next one is drawn instead.
+
+        Files are decoded on threads, those of the next call while the caller works on these; what is taken or set
+        aside, and when, does not depend on that.
+
+        Args:
+            processes: if several, each opens and gets its own share, and a file that one of them cannot read is bad
+                for all; None if there is one.
 
         Raises:
             ImageError: every file turned out to be bad.
+            ProcessError: another process has ended.
         """
-        taken: list[PoolImage] = []
-        while len(taken) < count:
+        files: list[str] = []
+        opened: dict[str, PoolImage] = {}
+        while True:
+            while len(files) < count:
+                files.append(self._next())
+            mine = files if processes is None else [files[i] for i in processes.share(count)]
+            wanted = [file for file in dict.fromkeys(mine) if file not in opened]
+            self._decode(wanted)
+            bad: dict[str, str] = {}
+            for file in wanted:
+                try:
+                    opened[file] = PoolImage(self.folder / file, self._ahead.pop(file).result())
+                except ImageError as error:
+                    bad[file] = error.why
+            shares = [bad] if processes is None else processes.gather(bad)
+            found = {file: why for share in shares for file, why in share.items()}
+            if not found:
+                self._look_ahead(count, processes)
+                return [opened[file] for file in mine]
+            for file, why in found.items():
+                self._set_aside(file, why)
+            self._check_usable()
+            files = [file for file in files if file not in found]
+
+    def _decode(self, files: Iterable[str]) -> None:
+        for file in files:
+            if file not in self._ahead:
+                self._ahead[file] = self._threads.submit(open_image, self.folder / file, self.max_side)
+
+    def _look_ahead(self, count: int, processes: Processes | None) -> None:
+        """Begin with what a next call for as many images would take from this epoch, and forget any other."""
+        coming = (self.files[i] for i in self._order[self._position :])
+        files = list(islice((file for file in coming if file not in self.quarantined), count))
+        mine = files if processes is None else [files[i] for i in processes.share(count) if i < len(files)]
+        self._ahead = {file: self._ahead[file] for file in mine if file in self._ahead}
+        self._decode(mine)
+
+    def _next(self) -> str:
+        while True:
             if self._position == len(self._order):
                 self._epoch, self._position = self._epoch + 1, 0
                 self._order = self.order(self._epoch)
             file = self.files[self._order[self._position]]
             self._position += 1
-            if file in self.quarantined:
-                continue
-            try:
-                taken.append(PoolImage(self.folder / file, open_image(self.folder / file, self.max_side)))
-            except ImageError as error:
-                self._set_aside(file, error.why)
-                self._check_usable()
-        return taken
+            if file not in self.quarantined:
+                return file
 
     def state(self) -> dict[str, Any]:
         """The cursor and what was set aside, as plain JSON data."""
         return {
             "epoch": self._epoch,
             "position": self._position,
-            "files": self._fingerprint(),
+            "files": self._fingerprint,
             "quarantined": dict(sorted(self.quarantined.items())),
         }
 
@@ -116,17 +161,24 @@ class ImagePool:
         Raises:
             CheckpointError: the folder holds other files than then, so the order would be another one.
         """
-        if state["files"] != self._fingerprint():
+        if state["files"] != self._fingerprint:
             raise CheckpointError(
                 f"the images in {self.folder} are not those of the checkpoint",
                 "files were added, removed or renamed since, so the run cannot go on as it was",
                 "put the folder back as it was, or start a new run",
             )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._order = self.order(self._epoch)
+        epoch, position = state["epoch"], state["position"]
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self.files):
+            raise CheckpointError(
+                f"the place in {self.folder} is none: epoch {epoch!r:.50}, position {position!r:.50}",
+                "the state was not written by an image pool",
+                "start a new run",
+            )
+        self._epoch, self._position = epoch, position
+        self._order = self.order(epoch)
         self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}
 
-    def _fingerprint(self) -> str:
+    def _name_digest(self) -> str:
         names = "\n".join(self.files)
         return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
@@ -182,7 +234,11 @@ def scan_images(folder: Path) -> Iterator[str]:
         except OSError:
             continue
         for entry in found:
-            if entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            if is_folder:
                 waiting.append(f"{inside}{entry.name}/")
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                 yield inside + entry.name

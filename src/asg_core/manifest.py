@@ -23,7 +23,9 @@ class Capabilities(BaseModel):
         None, description="kind of generation_loss: flow-matching error, token log-probs, or none (cannot draw)"
     )
     embed: bool = Field(True, description="embed works for images and texts in one space")
-    gradient_checkpointing: bool = Field(False, description="token_logits can trade time for memory")
+    gradient_checkpointing: bool = Field(
+        False, description="token_logits (and generation_loss, if it can) trade time for memory on request"
+    )
 
 
 class BackboneManifest(BaseModel):
@@ -52,6 +54,16 @@ class BackboneManifest(BaseModel):
     evaluation: str | None = Field(
         None, pattern=_TARGET, description="module:function(EvaluationRequest) -> list[EvalItem], a held-out evaluation"
     )
+    truth: str | None = Field(
+        None,
+        pattern=_TARGET,
+        description="module:class(seed) -> KnownWorld, what is true of the backbone's own images; studies only",
+    )
+    vocabulary: str | None = Field(
+        None,
+        pattern=_TARGET,
+        description="module:function() -> frozenset of the lower-case words it can read and write; none: any text",
+    )
     parity: str | None = Field(
         None,
         pattern=_TARGET,
@@ -61,6 +73,11 @@ class BackboneManifest(BaseModel):
         None,
         pattern=_TARGET,
         description="module:function(backbone, weights, directory, roles, *, float32) -> ExportReport, merges adapters",
+    )
+    plan: str | None = Field(
+        None,
+        pattern=_TARGET,
+        description="module:function(LoadRequest) -> ModelShape, what asg plan counts from; reads no tensor",
     )
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="recommended RunConfig values for this backbone, below YAML and command line"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from asg_core.answers import NON_ANSWERS, normalise
 from asg_core.config import Alarms
 from asg_core.roles import Role
 from asg_core.steps.records import GenerationItem, UnderstandingItem, mean
@@ -18,6 +19,8 @@ def understanding_metrics(items: Sequence[UnderstandingItem]) -> dict[str, Any]:
     asked = [q for q in questions if q.text is not None]
     votes = [q.vote for q in asked if q.vote is not None]
     labels = Counter(a.label for q in asked for a in q.answers)
+    # "red" to every question has more labels than one, because where a number is asked for its label is "other"
+    texts = Counter(normalise(a.sample.text) for q in asked for a in q.answers)
     return {
         "questions": len(questions),
         "gate_failures": sum(q.gate is not None for q in questions),
@@ -30,7 +33,8 @@ def understanding_metrics(items: Sequence[UnderstandingItem]) -> dict[str, Any]:
         "ste_raw": mean(q.ste for q in asked),
         "ste_percentile": mean(q.ste_percentile for q in asked),
         "distinct_question_share": len({q.text for q in asked}) / len(asked) if asked else None,
-        "constant_answer_share": max(labels.values()) / labels.total() if labels else None,
+        "non_answer_share": sum(labels[label] for label in NON_ANSWERS) / labels.total() if labels else None,
+        "constant_answer_share": max(*labels.values(), *texts.values()) / labels.total() if labels else None,
     }
 
 
@@ -66,6 +70,7 @@ class CollapseMonitor:
     def __init__(self, limits: Alarms) -> None:
         self.limits = limits
         self._history: dict[str, deque[float]] = {}
+        self._rang = False
 
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
         """Take in one step's metrics; the names of the alarms that ring now, sorted."""
@@ -75,13 +80,16 @@ class CollapseMonitor:
             failed = metrics["gate_failures"] / metrics["questions"] if metrics["questions"] else None
             rings = [
                 self._above("no-questions", failed, limits.max_zero_variance),
-                self._below("repeated-questions", metrics["distinct_question_share"], limits.min_distinct_questions),
+                self._below("repeated-questions", _variety(metrics), limits.min_distinct_questions),
+                self._above("no-answers", metrics["non_answer_share"], limits.max_constant_answers),
                 self._above("constant-answers", metrics["constant_answer_share"], limits.max_constant_answers),
                 self._above("kl-drift", _largest(metrics["kl_proposer"], metrics["kl_solver"]), limits.max_kl),
                 self._below("entropy-floor", metrics["ste_raw"], limits.min_entropy),
             ]
         silent = self._above(f"no-signal-{metrics['kind']}", metrics["zero_variance_share"], limits.max_zero_variance)
-        return sorted(name for name in [*rings, silent] if name is not None)
+        names = sorted(name for name in [*rings, silent] if name is not None)
+        self._rang = bool(names)
+        return names
 
     def _above(self, name: str, value: float | None, limit: float) -> str | None:
         average = self._average(name, value)
@@ -98,6 +106,10 @@ class CollapseMonitor:
         history.append(value)
         return sum(history) / len(history) if len(history) == self.limits.window else None
 
+    def all_clear(self, names: Collection[str]) -> bool:
+        """Whether each of these alarms has looked at a full window, and none rang in the last step."""
+        return not self._rang and all(len(self._history.get(name, ())) == self.limits.window for name in names)
+
     def state(self) -> dict[str, list[float]]:
         """The windows, for a checkpoint."""
         return {name: list(values) for name, values in self._history.items()}
@@ -105,6 +117,13 @@ class CollapseMonitor:
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Set exactly what :meth:`state` returned."""
         self._history = {name: deque(values, maxlen=self.limits.window) for name, values in state.items()}
+
+
+def _variety(metrics: Mapping[str, Any]) -> float | None:
+    """0 when all questions of a step are one and the same, 1 when all differ; None where there are fewer than two."""
+    share: float | None = metrics["distinct_question_share"]
+    asked: int = metrics["questions"] - metrics["gate_failures"]
+    return None if share is None or asked < 2 else (share * asked - 1) / (asked - 1)
 
 
 def _largest(*values: float | None) -> float | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +56,7 @@ def list_plugins() -> list[PluginRecord]:
     blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     taken: dict[str, str] = {}
     records = []
-    for entry in sorted(entry_points(group=hookspecs.PROJECT), key=_order):
+    for entry in sorted(_entries(), key=_order):
         record = _load(entry, blocked)
         repeated = [m.name for m in record.backbones if m.name in taken]
         if repeated:
@@ -139,7 +139,7 @@ def load_backbone(
     from asg_core.roles import Backbone
 
     manifest = find_manifest(name)
-    folder = _check_weights(manifest, weights)
+    folder = check_weights(manifest, weights)
     if gradient_checkpointing and not manifest.capabilities.gradient_checkpointing:
         raise CapabilityError(
             f"backbone {name!r} has no gradient checkpointing",
@@ -189,14 +189,34 @@ def validate_options(manifest: BackboneManifest, options: Mapping[str, Any]) -> 
     return validate(resolve(manifest.options), options, prefix="backbone_options.")
 
 
+def _entries() -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=hookspecs.PROJECT))
+    except Exception:  # noqa: BLE001 - some package's metadata cannot be read, ours or not: take the packages one by one
+        found = []
+        for distribution in distributions():
+            try:
+                found += [entry for entry in distribution.entry_points if entry.group == hookspecs.PROJECT]
+            except Exception:  # noqa: BLE001 - this is the one
+                continue
+        return found
+
+
 def _order(entry: EntryPoint) -> tuple[bool, str, str]:
-    distribution = entry.dist.name if entry.dist else ""
+    distribution = _package(entry)[0]
     return distribution != OWN_DISTRIBUTION, distribution, entry.name
+
+
+def _package(entry: EntryPoint) -> tuple[str, str]:
+    """Name and version of the package that declares an entry point; "?" where its metadata does not say."""
+    # while a package is being installed, or after a broken installation, both can be None
+    name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    return str(name or "?"), str(version or "?")
 
 
 def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
     """Import one plugin in a plugin manager of its own."""
-    record = PluginRecord(entry.name, entry.dist.name if entry.dist else "?", entry.dist.version if entry.dist else "?")
+    record = PluginRecord(entry.name, *_package(entry))
     if entry.name in blocked or ("*" in blocked and record.distribution != OWN_DISTRIBUTION):
         return replace(record, state="blocked", reason=f"{DISABLE_VARIABLE} names it")
     try:
@@ -227,7 +247,8 @@ def _checked(answers: Iterable[Any]) -> tuple[BackboneManifest, ...]:
     return tuple(manifests)
 
 
-def _check_weights(manifest: BackboneManifest, weights: str | Path | None) -> Path | None:
+def check_weights(manifest: BackboneManifest, weights: str | Path | None) -> Path | None:
+    """The folder of a backbone's weights, None for embedded ones. Raises WeightsError if it is needed and not there."""
     if weights is None:
         if manifest.weights_embedded:
             return None

@@ -6,7 +6,7 @@ Rewards passed in are finite: a non-finite one is dropped and counted by the cal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,12 @@ def z_score(rewards: Sequence[float]) -> list[float]:
     mean = math.fsum(rewards) / len(rewards)
     std = math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
     return [(reward - mean) / std if std >= 1e-6 else 0.0 for reward in rewards]
+
+
+def over_finite(advantages: Callable[[Sequence[float]], list[float]], rewards: Sequence[float]) -> list[float]:
+    """``advantages`` among the finite rewards of a group; NaN, which an update drops and counts, for the others."""
+    present = iter(advantages([reward for reward in rewards if math.isfinite(reward)]))
+    return [next(present) if math.isfinite(reward) else math.nan for reward in rewards]
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:

@@ -133,6 +133,8 @@ class TrainingDisplay:
         for key, title in (("h_sc", "H_sc"), ("ste_raw", "STE"), ("s_fid", "S_fid"), ("s_cyc", "S_cyc")):
             if key in numbers:
                 parts.append(f"{title} {numbers[key]:.3f}")
+        if numbers.get("nonfinite"):
+            parts.append(f"{numbers['nonfinite']:.0f} non-finite dropped")
         if "seconds" in numbers:
             parts.append(f"{numbers['seconds']:.1f} s")
         return "  ".join(part for part in (*parts, self._left()) if part)

@@ -141,7 +141,8 @@ class ImageSample:
         image: RGB.
         trajectory: backbone-private CPU tensors (final latent, codes, bits per scale); round-trips through safetensors.
         token_logprobs: (L,) nats of the sampled image tokens under the policy that ``generation_loss`` re-evaluates,
-            CPU float32; None for flow and diffusion.
+            CPU float32; None for flow and diffusion. That policy is without guidance, also where guidance drew the
+            tokens: the two are one only with guidance off, and only then is a ratio of them an importance weight.
     """
 
     request: ImageRequest
@@ -222,6 +223,14 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """(n, d) float32 unit vectors from the *base* model, one space for images and texts. No gradient."""
+
+    def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:
+        """The whole model, and those of its layers whose frozen weights may be split over devices.
+
+        Such a layer runs through its own ``forward``, and nobody else reads its weights. None, the default, if the
+        base always has to be whole.
+        """
+        return None
 
     @abstractmethod
     def trainable(self, role: Role) -> Mapping[str, torch.nn.Parameter]:

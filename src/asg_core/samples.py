@@ -53,8 +53,8 @@ def _question(q: Question) -> dict[str, Any]:
                 "text": a.sample.text,
                 "label": a.label,
                 "logprob": _finite(sum(a.sample.logprobs)),
-                "reward": a.reward,
-                "advantage": a.advantage,
+                "reward": _finite(a.reward),
+                "advantage": _finite(a.advantage),
             }
             for a in q.answers
         ],
@@ -68,9 +68,9 @@ def _question(q: Question) -> dict[str, Any]:
         "token_entropies": [_finite(h) for h in q.greedy.entropies] if q.greedy else None,
         "ste_raw": q.ste,
         "ste_percentile": q.ste_percentile,
-        "reward": q.reward,
+        "reward": _finite(q.reward),
         "reward_reason": q.scored.reason if q.scored else None,
-        "advantage": q.advantage,
+        "advantage": _finite(q.advantage),
         "learned": q.learned,
     }
 
@@ -114,5 +114,5 @@ def _generation(item: GenerationItem, image: str, folder: Path, prefix: str) -> 
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

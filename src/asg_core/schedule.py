@@ -11,7 +11,7 @@ def step_kind(step: int, steps: int, schedule: Schedule) -> Kind:
 
     "alternate" repeats U understanding then G generation steps; "two_stage" spends the same shares as one block each.
     """
-    u, g = schedule.understanding_steps, schedule.generation_steps
+    u, g = schedule.ratio
     match schedule.mode:
         case "understanding":
             return "understanding"
@@ -24,5 +24,5 @@ def step_kind(step: int, steps: int, schedule: Schedule) -> Kind:
 
 
 def kinds(steps: int, schedule: Schedule) -> set[Kind]:
-    """All kinds that a run of ``steps`` steps will see."""
-    return {step_kind(step, steps, schedule) for step in range(1, steps + 1)}
+    """All kinds that a run of ``steps`` steps will see; however many they are, three of them show every kind."""
+    return {step_kind(step, steps, schedule) for step in (1, schedule.ratio[0] + 1, steps) if 1 <= step <= steps}

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asg_core.cards import write_card
 from asg_core.evaluation import EvalItem, EvaluationRequest
 from asg_core.evaluation.compare import compare
+from asg_core.evaluation.protocol import evaluation_protocol
+from asg_core.evaluation.stored import AFTER, BEFORE, store
 from asg_core.plugins import resolve
+from asg_core.recovery import memory_problems
 from asg_core.report import render_report
 from asg_core.roles import Role
 from asg_core.run_folder import write_json
@@ -44,25 +48,35 @@ class RunSummary:
 
 
 def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
-    """Evaluate the base or the evolved model; None if the backbone has no evaluation. A stored "before" is reused."""
+    """Evaluate the base or the evolved model; None if the backbone has no evaluation. A stored "before" is reused.
+
+    With several processes the first one does it and the others, which get None, go on to where they wait for it; where
+    the base is sharded all of them do it.
+    """
     target = trainer.manifest.evaluation
-    if target is None or not trainer.config.evaluate:
+    main = trainer.processes.is_main
+    if target is None or not trainer.config.evaluate or not (main or trainer.processes.sharded):
         return None
     file = trainer.folder.evaluation / ("after.json" if evolved else "before.json")
     if not evolved and file.is_file():
         return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     with trainer.display.task("evaluating after" if evolved else "evaluating before") as progress:
         request = EvaluationRequest(trainer.backbone, evolved, trainer.config.seed, None, progress)
-        items: list[EvalItem] = resolve(target)(request)
-    write_json(file, [asdict(item) for item in items])
+        with memory_problems("the evaluation"):
+            items: list[EvalItem] = resolve(target)(request)
+    if main:
+        protocol = evaluation_protocol(trainer.backbone, trainer.config, items, evolved=evolved)
+        store(trainer.folder.evaluation, AFTER if evolved else BEFORE, items, protocol)
     return items
 
 
 def finish_run(
     trainer: Trainer, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
 ) -> RunSummary:
-    """Save the adapters, write summary.json and report.html."""
+    """Save the adapters, write summary.json and report.html, all by the first process."""
     folder = trainer.folder
+    if not trainer.processes.is_main:
+        return RunSummary(folder.path, trainer.step, trainer.seconds, interrupted, None, folder.path / "report.html")
     for role in Role:
         trainer.backbone.save_role(role, folder.adapters / role.value)
     rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
@@ -73,12 +87,14 @@ def finish_run(
             "steps_done": trainer.step,
             "seconds": round(trainer.seconds, 3),
             "interrupted": interrupted,
+            "processes": trainer.processes.count,
             "peak_memory_bytes": _peak_memory(trainer.backbone.device),
             "asg_core": version("asg-core"),
             **{name: version(name) for name in ("torch", "transformers", "peft")},
             "evaluation": rows,
         },
     )
+    write_card(folder, trainer.manifest, trainer.config, len(trainer.pool))
     return RunSummary(folder.path, trainer.step, trainer.seconds, interrupted, rows, render_report(folder.path))
 
 

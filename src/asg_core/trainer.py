@@ -13,37 +13,42 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
-from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from asg_core import checkpoint
+from asg_core import recovery
+from asg_core.agreement import described, state_digest
+from asg_core.checkpoint import check_free_space
 from asg_core.config import RunConfig
 from asg_core.config_io import load_run_config, write_run_config
-from asg_core.devices import resolve_device
+from asg_core.counting import profiled
+from asg_core.devices import resolve_device, resolve_dtype
 from asg_core.entropy import RollingPercentile
-from asg_core.errors import ConfigError, TrainingStopped
+from asg_core.errors import CheckpointError, TrainingStopped
 from asg_core.images import ImagePool
 from asg_core.monitor import CollapseMonitor, generation_metrics, understanding_metrics, update_metrics
 from asg_core.optimiser import RoleOptimiser
 from asg_core.plugins import find_manifest, load_backbone, resolve
 from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.preflight import check_plan
+from asg_core.processes import Processes, launched_rank, start_accelerator
 from asg_core.progress import TrainingDisplay
 from asg_core.roles import Backbone, Role
-from asg_core.run_folder import RunFolder, read_json_lines
+from asg_core.run_folder import RunFolder, disk_problems, fill_directory, read_json_lines
 from asg_core.samples import write_samples
-from asg_core.schedule import kinds, step_kind
+from asg_core.schedule import step_kind
+from asg_core.sharding import shard_base
 from asg_core.steps.generation import generation_step
 from asg_core.steps.records import GenerationItem, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
 from asg_core.steps.update import proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.stop_signals import stop_signals
 from asg_core.summary import RunSummary, evaluate, finish_run
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
@@ -65,10 +70,10 @@ class Trainer:
         self, config: RunConfig, backbone: Backbone | None = None, display: TrainingDisplay | None = None
     ) -> None:
         self.config = config
-        self.display = display or TrainingDisplay(config.steps)
+        self.display = display or TrainingDisplay(config.steps, stream=None if launched_rank() == 0 else StringIO())
+        self.processes = Processes()
         self._resumed_from: Path | None = None
         self._given = backbone
-        self._stop_requested = False
         self._stepping = False
 
     @classmethod
@@ -96,32 +101,32 @@ class Trainer:
         """Train, evaluate before and after, write the run folder; returns what happened.
 
         SIGINT and SIGTERM finish the current step, save, and return with ``interrupted=True``; a second one exits now.
+        With several processes the first one evaluates and writes; a signal to any of them stops all after one step.
         """
-        with self.display, self._signals():
+        with self.display, stop_signals(self._on_signal):
             self._prepare()
             try:
-                return self._run()
+                with disk_problems(self.folder.path):
+                    summary = self._run()
             finally:
                 self.folder.close()
-                if self.config.trackers:
-                    self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+            self.processes.leave()
+            return summary
 
     # -- set-up -------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         config = self.config
         self.manifest = find_manifest(config.backbone) if self._given is None else self._given.manifest
-        self._check_plan()
+        planned = check_plan(config, self.manifest)
+        self.display.message(f"{config.backbone}: {config.steps} steps, {' and '.join(sorted(planned)) or 'none'}")
         device = resolve_device(config.device)
         out = config.out or Path("runs") / f"{config.backbone}-{datetime.now():%Y%m%d-%H%M%S}"
-        trackers = list(config.trackers) or None
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=trackers, project_dir=str(out))
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"{self.accelerator.num_processes} processes were launched",
-                "this version trains in one process",
-                "start it with 'asg train' instead of a launcher",
-            )
+        self.accelerator = start_accelerator(device, config.trackers, out)
+        self.processes = Processes(self.accelerator)
+        out = Path(self.processes.gather(str(out))[0])
         quarantined: list[tuple[Path, str]] = []
         pool = None
         if config.images is not None:
@@ -129,14 +134,19 @@ class Trainer:
         self.backbone = self._given or load_backbone(
             config.backbone,
             weights=config.weights,
-            device=device,
-            dtype=config.dtype,
+            device=self._loading_device(device),
+            dtype=resolve_dtype(config.dtype, device),
             options=config.backbone_options,
             lora=config.lora,
             seed=config.seed,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        if self._resumed_from is None:
+        if self.processes.sharded:
+            shard_base(self.backbone, self.accelerator.device, self.processes.count)
+        check_free_space(out, self.backbone)
+        if not self.processes.is_main:
+            self.folder = RunFolder(out)
+        elif self._resumed_from is None:
             self.folder = RunFolder.create(out)
             write_run_config(config.model_copy(update={"out": out}), self.folder.config)
         else:
@@ -146,48 +156,24 @@ class Trainer:
         self.pool = pool or self._own_images()
         self.pool.on_quarantine = self._quarantine
         self._make_state()
+        self._require_agreement(f"after step {self.step}")
         if config.trackers:
             self.accelerator.init_trackers("asg", config={"config": config.model_dump_json()})
 
-    def _check_plan(self) -> None:
-        """Refuse what the backbone cannot do before anything is loaded, and say what will be done."""
-        config, can = self.config, self.manifest.capabilities
-        planned = kinds(config.steps, config.schedule)
-        if "generation" in planned and (can.image_loss is None or not can.embed):
-            missing = "generation_loss" if can.image_loss is None else "embed"
-            raise ConfigError(
-                f"backbone {config.backbone!r} cannot take generation steps",
-                f"it has no {missing}",
-                "use schedule.mode=understanding",
-            )
-        if config.generate.update == "policy_gradient" and can.image_loss == "flow":
-            raise ConfigError(
-                "generate.update=policy_gradient does not fit this backbone",
-                f"{config.backbone!r} draws without token log-probs",
-                "use generate.update=auto",
-            )
-        for tracker in config.trackers:
-            if find_spec(tracker) is None:
-                raise ConfigError(
-                    f"trackers={tracker} cannot log",
-                    "its package is not installed",
-                    f"pip install 'asg-core[{tracker}]'",
-                )
-        if config.images is None and self.manifest.images is None:
-            raise ConfigError(
-                "no images were given", f"backbone {config.backbone!r} brings none of its own", "add images=FOLDER"
-            )
-        self.display.message(f"{config.backbone}: {config.steps} steps, {' and '.join(sorted(planned)) or 'none'}")
+    def _loading_device(self, device: str) -> str:
+        if self.processes.sharded:
+            return "cpu"  # from where each layer goes to its devices
+        return device if self.processes.count == 1 else str(self.accelerator.device)
 
     def _own_images(self) -> ImagePool:
-        if not self.folder.images.is_dir():
-            self.folder.images.mkdir()
-            resolve(str(self.manifest.images))(self.folder.images, self.config.seed)
+        if self.processes.is_main and not self.folder.images.is_dir():
+            fill_directory(self.folder.images, lambda to: resolve(str(self.manifest.images))(to, self.config.seed))
+        self.processes.wait()
         return ImagePool(self.folder.images, self.config.seed, self._quarantine)
 
     def _quarantine(self, file: Path, why: str) -> None:
-        if str(file) in {row["file"] for row in read_json_lines(self.folder.quarantine)}:
-            return  # known before this run was resumed
+        if not self.processes.is_main or str(file) in {row["file"] for row in read_json_lines(self.folder.quarantine)}:
+            return  # written by the first process, or known before this run was resumed
         self.folder.append(self.folder.quarantine, {"file": str(file), "reason": why})
         self.display.message(f"quarantined {file}: {why}")
 
@@ -209,26 +195,13 @@ class Trainer:
         self.baseline = EmaBaseline()
         self.monitor = CollapseMonitor(config.alarms)
         self.nonfinite_in_a_row = 0
+        self.rolled_back_for: tuple[str, ...] = ()
         self.step = 0
         self.seconds = 0.0
-        set_seed(config.seed)  # nothing of ours draws from the global generators, but a plugin may
+        # nothing of ours draws from the global generators, but a plugin may: each process has its own
+        set_seed(config.seed, device_specific=True)
         if self._resumed_from is not None:
-            self._restore()
-
-    def _restore(self) -> None:
-        found, state, errors = checkpoint.newest_good(self.folder.checkpoints)
-        for error in errors:
-            self.display.message(f"{error.what}: {error.why}; using {found.name}")
-        checkpoint.restore(found, self.backbone, self.optimisers, state)
-        for role in TEXT_ROLES:
-            self.betas[role].beta = state["betas"][role.value]
-        self.window.restore(state["window"])
-        self.baseline.value = state["baseline"]
-        self.monitor.restore(state["monitor"])
-        self.pool.restore(state["pool"])
-        self.nonfinite_in_a_row, self.step, self.seconds = state["nonfinite_in_a_row"], state["step"], state["seconds"]
-        self.folder.truncate_metrics(self.step)
-        self.display.message(f"resuming after step {self.step} from {found}")
+            recovery.resume(self)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -237,17 +210,19 @@ class Trainer:
         stopped: TrainingStopped | None = None
         self._stepping = True
         try:
-            while self.step < self.config.steps and not self._stop_requested:
-                self._one_step()
+            profiling = self.config.profile and self.processes.is_main
+            with profiled(self.backbone, self.folder.profile, self.display.message, on=profiling):
+                while self.step < self.config.steps and not self.processes.stopping:
+                    self._one_step()
         except TrainingStopped as error:
             stopped = error
-        self._save()
+        unsaved = self._save()
         self._stepping = False
-        interrupted = self._stop_requested and self.step < self.config.steps
+        interrupted = self.processes.stopping and self.step < self.config.steps
         after = None if interrupted or stopped else evaluate(self, evolved=True)
         summary = finish_run(self, before, after, interrupted or stopped is not None)
-        if stopped is not None:
-            raise stopped
+        if (problem := stopped or unsaved) is not None:
+            raise problem
         if interrupted:
             self.display.message(f"saved after step {self.step}; go on with: asg train resume={self.folder.path}")
         return summary
@@ -256,31 +231,44 @@ class Trainer:
         started = time.perf_counter()
         number = self.step + 1
         kind = step_kind(number, self.config.steps, self.config.schedule)
-        items, metrics = self._understanding(number) if kind == "understanding" else self._generation(number)
+        with recovery.whole_step(self, TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)):
+            items, metrics = self._understanding(number) if kind == "understanding" else self._generation(number)
         self.step = number
         seconds = time.perf_counter() - started
         self.seconds += seconds
         record = {"step": number, "kind": kind, "seconds": round(seconds, 4), "images": len(items), **metrics}
         record["alarms"] = self.monitor.observe(record)
+        if record["alarms"] and self.config.alarms.action == "rollback":
+            record["rolled_back_to"] = recovery.roll_back(self, record["alarms"])
+        if self.processes.is_main:
+            self._record(record, items)
+        self._react(record)
+        if number % self.config.checkpoint_every_steps == 0:
+            self._save()
+
+    def _record(self, record: dict[str, Any], items: Sequence[UnderstandingItem | GenerationItem]) -> None:
+        number = record["step"]
         self.folder.append(self.folder.metrics, record)
         self.display.step(record)
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=number)
         if number == 1 or number % self.config.sample_every_steps == 0:
-            write_samples(self.folder.samples, number, items)
-        self._react(record)
-        if number % self.config.checkpoint_every_steps == 0:
-            self._save()
+            write_samples(self.folder.samples, number, [item for item in items if item.mine])
 
     def _understanding(self, number: int) -> tuple[list[UnderstandingItem], dict[str, Any]]:
-        images = self.pool.take(self.config.images_per_step)
-        items = understanding_step(self.backbone, images, self.config, number, self.window, self.baseline)
+        config, first = self.config, self.processes.share(self.config.images_per_step).start
+        images = self.pool.take(config.images_per_step, self.processes)
+        items = understanding_step(
+            self.backbone, images, config, number, self.window, self.baseline, self.processes, first
+        )
         metrics = understanding_metrics(items)
-        groups = {Role.PROPOSER: proposer_groups(items), Role.SOLVER: solver_groups(items)}
+        mine = [item for item in items if item.mine]
+        groups = {Role.PROPOSER: proposer_groups, Role.SOLVER: solver_groups}
         nonfinite, shares = 0, []
         for role in TEXT_ROLES:
             beta = self.betas[role]
-            report = update_text_role(self.backbone, role, groups[role], self.optimisers[role], beta, self.config)
+            own, whole = groups[role](mine), groups[role](items)
+            report = update_text_role(self.backbone, role, own, self.optimisers[role], beta, config, whole)
             metrics |= update_metrics(role, report, kl=report.kl, beta=beta.beta)
             nonfinite += report.dropped + report.step.nonfinite
             shares.append(report.zero_variance_share)
@@ -289,8 +277,10 @@ class Trainer:
         return items, metrics
 
     def _generation(self, number: int) -> tuple[list[GenerationItem], dict[str, Any]]:
-        images = self.pool.take(self.config.generate.prompts_per_step)
-        items = generation_step(self.backbone, images, self.config, number)
+        prompts = self.config.generate.prompts_per_step
+        images = self.pool.take(prompts, self.processes)
+        first = self.processes.share(prompts).start
+        items = generation_step(self.backbone, images, self.config, number, self.processes, first)
         report = update_generator(self.backbone, items, self.optimisers[Role.GENERATOR], self.config, number)
         tokens = self.manifest.capabilities.image_loss == "tokens"
         metrics = generation_metrics(items)
@@ -312,41 +302,28 @@ class Trainer:
         if record["alarms"]:
             names = ", ".join(record["alarms"])
             self.display.message(f"alarm after step {self.step}: {names}")
-            if limits.action == "stop":
+            if record.get("rolled_back_to") is not None:
+                self.display.message(f"rolled back to the roles of step {record['rolled_back_to']}")
+            elif limits.action != "warn":
                 raise TrainingStopped(
                     f"alarm after step {self.step}: {names}",
-                    f"the mean over the last {limits.window} steps crossed its limit and alarms.action is stop",
+                    f"the mean over the last {limits.window} steps crossed its limit; alarms.action is {limits.action}"
+                    + (", and there is no other checkpoint to go back to" if limits.action == "rollback" else ""),
                     "read docs/alarms.md; lower the learning rates or change the limits, then resume",
                 )
 
-    def _save(self) -> None:
-        state = {
-            "betas": {role.value: self.betas[role].beta for role in TEXT_ROLES},
-            "window": self.window.state(),
-            "baseline": self.baseline.value,
-            "monitor": self.monitor.state(),
-            "pool": self.pool.state(),
-            "nonfinite_in_a_row": self.nonfinite_in_a_row,
-            "seconds": self.seconds,
-        }
-        checkpoint.save_checkpoint(self.folder.checkpoints, self.step, self.backbone, self.optimisers, state)
+    def _require_agreement(self, when: str) -> None:
+        if self.processes.count > 1:
+            state = {"state after training so far": state_digest(self.optimisers, recovery.state_of(self))}
+            self.processes.require_equal(described(self.config) | state, when)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _save(self) -> CheckpointError | None:
+        self._require_agreement(f"after step {self.step}")
+        return recovery.save(self)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         """First SIGINT or SIGTERM: stop after this step. Second, or one while no step is under way: exit at once."""
-
-        def handle(number: int, _: FrameType | None) -> None:
-            if self._stop_requested or not self._stepping:
-                raise KeyboardInterrupt
-            self._stop_requested = True
-            self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")
-
-        try:
-            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the embedding program handles signals
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        if self.processes.stop_requested or not self._stepping:
+            raise KeyboardInterrupt
+        self.processes.stop_requested = True
+        self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,8 +40,12 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def allowed_values(field: FieldInfo) -> str:
     """What a field accepts, in words with its range, e.g. ``a whole number >= 1, <= 64``."""
-    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in _BOUNDS if hasattr(m, name)]
-    return f"{_in_words(field.annotation)} {', '.join(bounds)}".strip()
+    return _bounded(field.annotation, field.metadata)
+
+
+def _bounded(annotation: Any, metadata: Iterable[Any]) -> str:
+    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
+    return f"{_in_words(annotation)} {', '.join(bounds)}".strip()
 
 
 def _in_words(annotation: Any) -> str:
@@ -52,6 +56,10 @@ def _in_words(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_in_words, arguments))
+    if origin is Annotated:
+        return _bounded(arguments[0], arguments[1:])
+    if origin is tuple and arguments[-1] is not ...:
+        return f"a list of {len(arguments)}, each {_in_words(arguments[0])}"
     if origin in (tuple, list):
         return f"a list, each {_in_words(arguments[0])}"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -100,7 +108,7 @@ def _describe(
     name = key or "configuration"
     shown = json.dumps(error["input"], default=str)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    if error["type"] == "missing":
+    if error["type"] == "missing" and key == prefix + ".".join(location):
         return (
             f"{name} is missing{source}",
             f"it has no default{': ' + described(field) if field else ''}",

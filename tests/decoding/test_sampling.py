@@ -121,7 +121,7 @@ def test_finished_rows_leave_the_batch_without_changing_the_others(rig_llama, mo
     monkeypatch.setattr(rig.model, "forward", lambda e, *rest: widths.append(len(e)) or forward(e, *rest))
     requests = [TextRequest("Why?", None, seed) for seed in range(30)]
     together = sample_text(rig.model, requests, TextSampling(90))
-    assert widths[2] == 30 > widths[-1]
+    assert max(widths) == 30 > widths[-1]
     assert any(len(sample.token_ids) > 10 for sample in together)
     for request, sample in zip(requests, together, strict=True):
         assert sample_text(rig.model, [request], TextSampling(90))[0].token_ids == sample.token_ids
@@ -212,7 +212,7 @@ def test_kept_prefixes_are_used_again_until_weights_or_images_change(build_rig, 
             fresh = sample_text(rig.model, asked, SAMPLED)
         assert [s.token_ids for s in samples] == [s.token_ids for s in fresh]
         assert samples[0].logprobs == pytest.approx(fresh[0].logprobs, abs=2e-5)
-        return rows.count(prefix) - 1  # the fresh call prefills once
+        return sum(width >= prefix for width in rows) - 1  # the fresh call prefills once
 
     assert run(requests, Role.SOLVER) == 1
     assert run(requests, Role.SOLVER) == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import pytest
+from torch import Tensor
 
 from asg_core.cli import main
 from asg_core.errors import ConfigError
@@ -54,6 +56,20 @@ def test_an_expected_failure_is_good_and_keeps_its_reason():
     assert [(o.check.id, o.reason) for o in report.outcomes if o.status == "expected"] == [
         ("embed.sees", "blind on purpose")
     ]
+
+
+def test_a_crash_says_where_it_came_from(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def embed(self: TinyBackbone, items: Sequence[object]) -> Tensor:
+        raise IndexError("off by one")
+
+    monkeypatch.setattr(TinyBackbone, "embed", embed)
+    report = check_backbone(tiny, only=["embed.sees"])
+    assert report.failures[0].reason.startswith("IndexError: off by one, at test_conformance.py:")
+    assert report.failures[0].reason.endswith(" in embed")
+    assert "crashed" in report.failures[0].remedy
+    monkeypatch.setenv("ASG_DEBUG", "1")
+    assert main(["check", "tiny", "--only", "embed.sees", "device=cpu"]) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_expected_failure_must_really_fail():

@@ -483,6 +483,15 @@ class LeavesGradOff(TinyBackbone):
         return super().solve(requests, sampling, role)
 
 
+@caught_by("hygiene.modes")
+class LeavesTrainingOn(TinyBackbone):
+    """Switches the model to training mode for its loss and leaves it so."""
+
+    def generation_loss(self, samples, noise_seeds):
+        self._model.train()
+        return super().generation_loss(samples, noise_seeds)
+
+
 @caught_by("hygiene.memory")
 class KeepsEverything(TinyBackbone):
     """A log that grows with every call."""

@@ -15,7 +15,7 @@ TRUTH = {
     "asg_core.tiny." + name
     for name in (
         *("world", "questions", "captions", "detector", "categories", "bias"),
-        *("curriculum", "objectives", "pretrain", "evaluation", "table"),
+        *("curriculum", "objectives", "pretrain", "evaluation", "table", "truth"),
     )
 }
 

@@ -30,7 +30,7 @@ def golden() -> Path:
     return GOLDEN
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load() -> Callable[..., BagelBackbone]:
     """Load the recorded checkpoint, or another one, through the plugin interface."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from bagel_fixtures import GOLDEN, OPTIONS
-
 from asg_core.plugins import load_backbone
 from asg_core.roles import Backbone
 from asg_core.testing import BackboneConformance
+
+from bagel_fixtures import GOLDEN, OPTIONS
 
 
 class TestBagel(BackboneConformance):

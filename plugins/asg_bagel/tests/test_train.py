@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "images_per_step": 3,
     "device": "cpu",
     "evaluate": False,
-    "schedule": {"understanding_steps": 2, "generation_steps": 2},
+    "schedule": {"ratio": [2, 2]},
     "ask": {"max_new_tokens": 24, "spec_max_new_tokens": 80},
     "solve": {"max_new_tokens": 8, "caption_max_new_tokens": 12},
     "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
-    for index in range(4):
+    for index in range(10):
         picture(index).save(folder / f"{index}.png")
     return folder
 

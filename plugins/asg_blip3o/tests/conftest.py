@@ -29,7 +29,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load() -> Load:
     """Loads the recorded checkpoint with small drawing profiles; keyword arguments are backbone options."""
 

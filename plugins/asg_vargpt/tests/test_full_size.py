@@ -7,28 +7,9 @@ from pathlib import Path
 import pytest
 from asg_vargpt.architecture import infer
 from asg_vargpt.checkpoint import compare, empty_model, expected_tensors
+from asg_vargpt.release import ARCHITECTURE, CONFIG
 
 INVENTORY = Path(__file__).parent / "fixtures" / "inventory.tsv"
-
-CONFIG = {
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "use_sliding_window": False,
-    "tie_word_embeddings": False,
-    "vision_config": {"model_type": "vargpt_qwen2_vl"},
-    "special_tokens": {
-        "image_gen_start_token_id": 151657,
-        "image_gen_end_token_id": 151658,
-        "image_gen_pad_token_id": 151659,
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +37,7 @@ def test_only_one_row_of_the_start_embedding_is_kept(inventory: dict[str, tuple[
     model = empty_model(CONFIG, infer(CONFIG, inventory))
     assert inventory["sos_embedding.weight"] == (151658, 2048)
     assert model.sos_embedding.shape == (2048,)
+
+
+def test_sizes_are_read_off_the_released_tensors(inventory: dict[str, tuple[int, ...]]) -> None:
+    assert infer(CONFIG, inventory) == ARCHITECTURE

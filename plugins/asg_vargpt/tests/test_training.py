@@ -98,7 +98,7 @@ def test_two_understanding_and_two_generation_steps_move_all_adapters_and_nothin
             "images_per_step": 3,
             "device": "cpu",
             "evaluate": False,
-            "schedule": {"understanding_steps": 1, "generation_steps": 1},
+            "schedule": {"ratio": [1, 1]},
             "ask": {"questions_per_image": 4, "max_new_tokens": 16, "spec_max_new_tokens": 64},
             "solve": {"max_new_tokens": 6, "framings": 3, "min_agreement": 0.5, "caption_max_new_tokens": 12},
             "generate": {"prompts_per_step": 1, "candidates": 2, "update": "regression"},

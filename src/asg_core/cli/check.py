@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import traceback
 from collections import Counter
 from typing import Any
 
@@ -31,6 +33,13 @@ def add_parser(verbs: Any) -> None:
         metavar="CHECK=REASON",
         help="this check is known to fail, and why; it counts as a failure if it passes",
     )
+    parser.add_argument(
+        "--guidance-off",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the backbone that switches guidance off while drawing, e.g. rollout.guidance=1",
+    )
     add_json(parser)
     add_overrides(parser)
     parser.set_defaults(handler=run)
@@ -41,12 +50,14 @@ def run(args: argparse.Namespace) -> int:
     from asg_core.config_io import load_run_config
     from asg_core.plugins import find_manifest, load_backbone
     from asg_core.roles import Backbone
-    from asg_core.testing.conformance import check_backbone
+    from asg_core.testing.conformance import Outcome, check_backbone
 
     find_manifest(args.backbone)
     given = {"backbone": args.backbone, "weights": args.weights}
     words = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    config = load_run_config(None, [*words, *args.overrides])
+    words += args.overrides
+    config = load_run_config(None, words)
+    unguided = [*words, *(f"backbone_options.{word}" for word in args.guidance_off)] if args.guidance_off else []
 
     def load(**settings: Any) -> Backbone:
         own: dict[str, Any] = {
@@ -58,16 +69,27 @@ def run(args: argparse.Namespace) -> int:
         }
         return load_backbone(args.backbone, **{**own, **settings})
 
-    expected = dict(word.partition("=")[::2] for word in args.expect)
-    report = check_backbone(load, expected_failures=expected, profile=args.profile, only=args.only)
+    def show(outcome: Outcome) -> None:
+        if args.json:
+            return
+        print(f"{_MARKS[outcome.status]:5} {outcome.check.id:32} {outcome.reason}".rstrip(), flush=True)
+        if not outcome.good:
+            print(f"      promise: {outcome.check.meaning}\n      remedy:  {outcome.remedy}")
+        if outcome.crash is not None and os.environ.get("ASG_DEBUG"):
+            traceback.print_exception(outcome.crash)
+
+    report = check_backbone(
+        load,
+        expected_failures=dict(word.partition("=")[::2] for word in args.expect),
+        profile=args.profile,
+        only=args.only,
+        guidance_off=load_run_config(None, unguided).backbone_options if unguided else None,
+        each=show,
+    )
     if args.json:
         rows = [{"id": o.check.id, "status": o.status, "reason": o.reason} for o in report.outcomes]
         print_json({"backbone": args.backbone, "passed": report.passed, "checks": rows})
-        return 0 if report.passed else 1
-    for outcome in report.outcomes:
-        print(f"{_MARKS[outcome.status]:5} {outcome.check.id:32} {outcome.reason}".rstrip())
-        if not outcome.good:
-            print(f"      promise: {outcome.check.meaning}\n      remedy:  {outcome.check.remedy}")
-    counts = Counter(outcome.status for outcome in report.outcomes)
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    else:
+        counts = Counter(outcome.status for outcome in report.outcomes)
+        print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return 0 if report.passed else 1

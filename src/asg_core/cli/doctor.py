@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if a required package or every backbone is missing, or the disk is nearly full."""
     from asg_core.cli.plugins import as_data
     from asg_core.plugins import list_plugins
+    from asg_core.requirements import unmet_requirements
 
+    unmet = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]
     versions = {"python": platform.python_version(), "asg-core": __version__, **{p: _version(p) for p in PACKAGES}}
     disk = shutil.disk_usage(Path.cwd())
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         "devices": _devices() if versions["torch"] else [],
         "disk_free_bytes": disk.free,
         "plugins": plugins,
-        "problems": _problems(versions, plugins, disk.free),
+        "problems": [*unmet, *_problems(versions, plugins, disk.free)],
     }
     if args.json:
         print_json(report)

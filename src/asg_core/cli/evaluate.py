@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
+from asg_core.evaluation.suites import SUITES, under_suite
 
 
 def add_parser(verbs: Any) -> None:
@@ -23,6 +25,20 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--limit", type=at_least_one, metavar="N", help="at most N items per section (default: the whole suite)"
     )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="new folder for one row per item and the protocol, for asg compare"
+    )
+    parser.add_argument(
+        "--suite",
+        choices=sorted(SUITES),
+        metavar="NAME",
+        help=f"instead of the backbone's own evaluation: {', '.join(sorted(SUITES))} (docs/datasets.md)",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="evaluate nothing: print the lmms-eval command for a set of public benchmarks (paper)",
+    )
     add_model_options(parser)
     add_json(parser)
     add_overrides(parser)
@@ -33,28 +49,42 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print scores, or differences with 95 % intervals and paired p-values."""
     from asg_core.errors import CapabilityError
 
+    if args.preset is not None:
+        return _print_preset(args)
+    if args.out is not None:
+        from asg_core.evaluation.stored import new_folder
+
+        new_folder(args.out)
     model = open_model(args)
-    target = model.backbone.manifest.evaluation
+    chosen = SUITES[args.suite] if args.suite else None
+    target = chosen.target if chosen else model.backbone.manifest.evaluation
     if target is None:
         raise CapabilityError(
             f"backbone {model.config.backbone!r} has no evaluation",
             "its plugin announces none",
-            "evaluate it with a benchmark of its own",
+            "score it on public benchmarks: asg eval --preset paper prints how",
         )
     from asg_core.evaluation import EvalItem, EvaluationRequest
     from asg_core.evaluation.compare import compare, score_rows
+    from asg_core.evaluation.protocol import evaluation_protocol
+    from asg_core.evaluation.stored import AFTER, BEFORE, store
     from asg_core.plugins import resolve
 
     suite: Callable[[EvaluationRequest], list[EvalItem]] = resolve(target)
 
-    def evaluated(label: str, evolved: bool) -> list[EvalItem]:
-        with _progress(label) as progress:
-            return suite(EvaluationRequest(model.backbone, evolved, model.config.seed, args.limit, progress))
+    def evaluated(evolved: bool) -> list[EvalItem]:
+        with progress_bar(f"evaluating {'evolved' if evolved else 'base'}") as progress:
+            items = suite(EvaluationRequest(model.backbone, evolved, model.config.seed, args.limit, progress))
+        if args.out is not None:
+            protocol = evaluation_protocol(model.backbone, model.config, items, evolved=evolved, limit=args.limit)
+            protocol = under_suite(protocol, chosen) if chosen else protocol
+            store(args.out, AFTER if evolved else BEFORE, items, protocol)
+        return items
 
-    before = evaluated("base", False)
+    before = evaluated(False)
     rows: list[dict[str, Any]]
     if model.evolved:
-        rows = [asdict(row) for row in compare(before, evaluated("evolved", True))]
+        rows = [asdict(row) for row in compare(before, evaluated(True))]
     else:
         rows = [asdict(row) for row in score_rows(before)]
     if args.json:
@@ -66,12 +96,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _print_preset(args: argparse.Namespace) -> int:
+    from asg_core.evaluation.presets import load_preset
+
+    preset = load_preset(args.preset)
+    given = [f"{name}={getattr(args, name)}" for name in ("device", "seed") if getattr(args, name) is not None]
+    settings = [*given, *args.overrides]
+    if args.json:
+        print_json(preset.as_data(args.backbone, args.weights, args.run, settings))
+        return 0
+    from asg_core.cli.tables import print_table
+
+    print_table(
+        ("metric", "task", "split", "value", "judge", "prompt"),
+        [(m.name, m.task, m.split, m.value, m.judge, m.prompt) for m in preset.metrics],
+    )
+    print("\n" + preset.command(args.backbone, args.weights, args.run, settings))
+    return 0
+
+
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while it is a terminal."""
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while it is a terminal; takes (done, total)."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"evaluating {label}", total=None)
+        task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""``asg generate``: draw images for a prompt."""
+"""``asg generate``: draw images for one prompt, or a benchmark's prompts in the folder that its scorer reads."""
 
 from __future__ import annotations
 
@@ -8,20 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
+from asg_core.errors import ConfigError, OutOfMemory, RunFolderError
+from asg_core.evaluation.layouts import LAYOUTS
+
+EXAMPLES = """\
+examples:
+  asg generate "a red circle" --n 4
+  asg generate --prompts evaluation_metadata.jsonl --layout geneval --out drawn/base
+  asg generate --prompts evaluation_metadata.jsonl --layout geneval --out drawn/evolved --run runs/first
+"""
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the parser."""
     parser = verbs.add_parser(
         "generate",
-        help="draw images for a prompt",
+        help="draw images for a prompt or for a benchmark's prompts",
         description="Draw images with the base model, or with --run with the run's Generator; prints the files' paths.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--n", type=at_least_one, default=1, metavar="N", help="how many (default: 1)")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?")
     parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the PNG files (default: the current one)"
+        "--n", type=at_least_one, metavar="N", help="images of a prompt (default: 1, or the benchmark's own number)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: the current one; drawn/LAYOUT with --layout)"
+    )
+    bench = parser.add_argument_group("benchmarks (docs/benchmarks.md)")
+    bench.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file, or folder of texts, of a benchmark")
+    bench.add_argument(
+        "--layout", choices=list(LAYOUTS), help="whose scorer shall read the folder; started again, it goes on"
+    )
+    bench.add_argument(
+        "--batch-size",
+        type=at_least_one,
+        default=8,
+        metavar="B",
+        help="images at a time (default: 8)",
     )
     add_model_options(parser)
     add_json(parser)
@@ -30,27 +55,108 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write PNG files named after prompt and seed, and print one path per line."""
-    from asg_core.errors import ConfigError, RunFolderError
+    """Draw one prompt's images, or a layout, and print what was written."""
+    if args.prompts is None and args.layout is None:
+        return _one_prompt(args)
+    if args.prompts is None or args.layout is None:
+        raise ConfigError(
+            "a layout needs a prompt file, and a prompt file a layout",
+            "--prompts and --layout go together",
+            "e.g. asg generate --prompts evaluation_metadata.jsonl --layout geneval",
+        )
+    if args.prompt is not None:
+        if "=" not in args.prompt:
+            raise ConfigError("one prompt and --prompts were given", "it is one or the other", "leave one of them out")
+        args.overrides.insert(0, args.prompt)  # argparse takes the first key=value word for PROMPT
+    return _layout(args)
 
-    if not args.prompt.strip():
+
+def _layout(args: argparse.Namespace) -> int:
+    from asg_core.evaluation.digests import file_digest
+    from asg_core.evaluation.prompt_files import read_prompts
+
+    layout = LAYOUTS[args.layout]
+    out = args.out or Path("drawn", layout.name)
+    form, prompts = read_prompts(args.prompts)
+    n = args.n or layout.usual
+    layout.require(form, prompts, n)
+    from asg_core.cli.evaluate import progress_bar
+    from asg_core.evaluation.drawing import claim_folder, draw_sheets
+    from asg_core.evaluation.protocol import Items, make_protocol
+    from asg_core.recovery import is_out_of_memory
+    from asg_core.roles import ImageSampling, Role
+    from asg_core.run_folder import write_atomically
+
+    model = open_model(args)
+    sheets = layout.sheets(prompts, n, model.config.seed, args.prompts.stem)
+    sampling = ImageSampling("quality", model.config.generate.temperature)
+    protocol = make_protocol(
+        model.backbone,
+        model.config,
+        Items(args.prompts.name, file_digest(args.prompts, "*.txt"), len(prompts)),
+        evolved=model.evolved,
+        sampling={
+            "layout": layout.name,
+            "samples_per_prompt": n,
+            "profile": sampling.profile,
+            "temperature": sampling.temperature,
+        },
+        judge=None,
+    )
+    try:
+        claim_folder(out, protocol)
+        for path, text in layout.texts(out, prompts, sheets).items():
+            file = out / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file() or file.read_text(encoding="utf-8") != text:
+                write_atomically(file, text)
+        with progress_bar("drawing") as progress:
+            drawn = draw_sheets(
+                model.backbone,
+                model.role(Role.GENERATOR),
+                sheets,
+                out,
+                sampling,
+                args.batch_size,
+                progress,
+            )
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory while drawing {args.batch_size} images at a time",
+            "they need more memory than the device has; what is drawn already is kept",
+            "repeat the command with a lower --batch-size",
+        ) from error
+    result = {"out": str(out), "files": len(sheets), "drawn": drawn, "kept": len(sheets) - drawn}
+    if args.json:
+        print_json(result)
+    else:
+        print(f"{out}: {len(sheets)} images for {layout.scorer}, {drawn} drawn now")
+    return 0
+
+
+def _one_prompt(args: argparse.Namespace) -> int:
+    """Draw, write PNG files named after prompt and seed, and print one path per line."""
+    if args.prompt is None or not args.prompt.strip():
         raise ConfigError("the prompt is empty", "there is nothing to draw", 'e.g. asg generate "a red circle"')
     from asg_core.roles import ImageRequest, ImageSampling, Role
     from asg_core.seeds import derive_seed
 
+    out = args.out or Path()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(
-            f"--out {args.out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
-        ) from None
+        raise _unwritable(out, error) from None
     model = open_model(args)
     seed = model.config.seed
-    requests = [ImageRequest(args.prompt, derive_seed(seed, "generate", i)) for i in range(args.n)]
+    requests = [ImageRequest(args.prompt, derive_seed(seed, "generate", i)) for i in range(args.n or 1)]
     sampling = ImageSampling("quality", model.config.generate.temperature)
     rows = []
     for i, sample in enumerate(model.backbone.generate(requests, sampling, model.role(Role.GENERATOR))):
-        file = args.out / f"{file_stem(args.prompt)}-{seed}-{i}.png"
+        file = out / f"{file_stem(args.prompt)}-{seed}-{i}.png"
         try:
             sample.image.save(file)
         except OSError as error:
@@ -63,6 +169,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     return 0
+
+
+def _unwritable(out: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+    )
 
 
 def file_stem(prompt: str) -> str:

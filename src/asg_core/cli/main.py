@@ -11,7 +11,26 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from asg_core import __version__
-from asg_core.cli import ask, config, doctor, evaluate, export, generate, parity, plugins, report, solve, tiny, train
+from asg_core.cli import (
+    ask,
+    check,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    new,
+    parity,
+    plan,
+    plugins,
+    push,
+    report,
+    solve,
+    study,
+    tiny,
+    train,
+)
 from asg_core.cli.common import INTERRUPTED
 from asg_core.errors import AsgError, ConfigError, did_you_mean
 
@@ -26,7 +45,8 @@ exit codes:
   4    plugin, or something the backbone cannot do
   5    weights or checkpoint
   6    run folder
-  7    training stopped itself (alarm, repeated non-finite values)
+  7    training stopped itself (alarm, repeated non-finite values, out of memory)
+  8    another process of the same run ended or disagrees
   {INTERRUPTED}  interrupted
 
 environment:
@@ -34,7 +54,26 @@ environment:
   ASG_DISABLE_PLUGINS=name,name   leave plugins out; * leaves out all but the core's own
 """
 
-_VERBS = (train, evaluate, generate, ask, solve, plugins, doctor, config, report, export, parity, tiny)
+_VERBS = (
+    train,
+    evaluate,
+    compare,
+    generate,
+    ask,
+    solve,
+    study,
+    plugins,
+    doctor,
+    config,
+    plan,
+    report,
+    export,
+    push,
+    parity,
+    check,
+    new,
+    tiny,
+)
 
 
 class _Parser(argparse.ArgumentParser):

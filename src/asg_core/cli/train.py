@@ -11,6 +11,7 @@ from asg_core.cli.common import INTERRUPTED
 from asg_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from asg_core.config import RunConfig
     from asg_core.trainer import Trainer
 
 EXAMPLES = """\
@@ -20,6 +21,7 @@ examples:
   asg train backbone=bagel weights=BAGEL images=photos  another model
   asg train my.yaml optimiser.lr_solver=1e-4            a file, and values above it
   asg train resume=runs/first steps=100                 go on where a run ended
+  asg train my.yaml out=runs/x resume=auto              start, or go on if it was started before: for restarts
 """
 
 
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     """Train; prints the comparison with the base model and where the report is."""
     trainer = _make_trainer(args.overrides)
     summary = trainer.run()
+    if not trainer.processes.is_main:
+        return INTERRUPTED if summary.interrupted else 0
     if summary.rows:
         from asg_core.cli.tables import print_comparison
 
@@ -63,15 +67,38 @@ def split_config(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def _make_trainer(words: Sequence[str]) -> Trainer:
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if resumed:
-        return _resume(Path(resumed[-1]), [word for word in words if not word.startswith("resume=")])
+    others = [word for word in words if not word.startswith("resume=")]
+    if resumed and resumed[-1] != "auto":
+        return _resume(Path(resumed[-1]), others)
     from asg_core.config_io import load_run_config
 
     # the configuration is checked before anything slow is imported
-    config = load_run_config(*split_config(words))
+    config = load_run_config(*split_config(others))
+    if resumed and _was_started(config):
+        return _resume(Path(str(config.out)), [f"steps={config.steps}"])
     from asg_core.trainer import Trainer
 
     return Trainer(config)
+
+
+def _was_started(config: RunConfig) -> bool:
+    """Whether ``out`` holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
+    from asg_core.config_io import load_run_config
+
+    if config.out is None:
+        raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
+    file = config.out / "config.yaml"
+    if not file.is_file():
+        return False
+    found = load_run_config(file).model_dump(exclude={"out", "steps"})
+    differing = [key for key, value in config.model_dump(exclude={"out", "steps"}).items() if found[key] != value]
+    if differing:
+        raise ConfigError(
+            f"{config.out} was started with other settings: {', '.join(differing)}",
+            "a run goes on with its own configuration; only its number of steps may grow",
+            "give the settings it was started with, or another out=DIR",
+        )
+    return True
 
 
 def _resume(folder: Path, others: Sequence[str]) -> Trainer:

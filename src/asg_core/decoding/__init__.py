@@ -7,6 +7,9 @@ caching, sampling and scoring is here, once, for all backbones:
   samples as one batch, capturing log-probs and entropies on the way;
 * :func:`token_logits` scores stored samples over the same tree, differentiably: the shared prefix carries gradients;
 * :class:`ImageFeatureCache` keeps vision features, :class:`PrefixCache` prefilled prefixes, while the image lives;
+* :class:`OneWordEmbedding` compares pictures and texts by the model's own hidden states;
+* :func:`plant`, :func:`grow`, :func:`feed`, :func:`pick` are the steps of sampling, for decoders that do more per token
+  (guidance, image tokens);
 * :class:`TransformersCausalModel` turns a stock transformers decoder into a :class:`CausalModel`.
 """
 
@@ -14,18 +17,28 @@ from __future__ import annotations
 
 from asg_core.decoding.images import ImageFeatureCache
 from asg_core.decoding.model import CausalModel, Segment, join_segments
+from asg_core.decoding.one_word import OneWordEmbedding
 from asg_core.decoding.prefixes import PrefixCache
-from asg_core.decoding.sampling import sample_text
-from asg_core.decoding.scoring import token_logits
+from asg_core.decoding.sampling import pick, sample_text, uniforms_of
+from asg_core.decoding.scoring import recomputed, token_logits
 from asg_core.decoding.transformers_model import TransformersCausalModel
+from asg_core.decoding.tree import Rows, feed, grow, plant
 
 __all__ = [
     "CausalModel",
     "ImageFeatureCache",
+    "OneWordEmbedding",
     "PrefixCache",
+    "Rows",
     "Segment",
     "TransformersCausalModel",
+    "feed",
+    "grow",
     "join_segments",
+    "pick",
+    "plant",
+    "recomputed",
     "sample_text",
     "token_logits",
+    "uniforms_of",
 ]

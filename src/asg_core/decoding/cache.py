@@ -40,6 +40,11 @@ class BranchLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
         return self.keys, self.values
 
+    def release(self) -> None:
+        """Let go of all states; nothing can be appended any more."""
+        self.past = None
+        self.keys = self.values = self.keys.new_empty(0)
+
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """One layer while decoding without gradients: new positions are written in place into spare room.
@@ -77,6 +82,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._expose()
         return self.keys, self.values
 
+    def release(self) -> None:
+        """Let go of all states; nothing can be appended any more."""
+        self.keys = self.values = self._key_room = self._value_room = self.keys.new_empty(0)
+
 
 def root(cache: Cache) -> Cache:
     """Make an empty cache of a model the root of a tree.
@@ -103,9 +112,10 @@ def branch(cache: Cache, rows: Tensor | None, *, growing: bool = False) -> Cache
     """A new cache whose row i continues row ``rows[i]`` of ``cache``, gradients included.
 
     Args:
-        cache: left as it is.
+        cache: left as it is, unless ``growing``.
         rows: (B,) long, or None for all rows in order.
-        growing: True gives layers that grow in place; only without gradients.
+        growing: True gives layers that grow in place, and lets go of those of ``cache`` one by one, so that long
+            prefixes are never there twice; only without gradients.
     """
     forked = copy.copy(cache)
     forked.layers = []
@@ -114,6 +124,8 @@ def branch(cache: Cache, rows: Tensor | None, *, growing: bool = False) -> Cache
             forked.layers.append(BranchLayer())
             continue
         keys, values = layer.keys, layer.values
+        if growing:
+            layer.release()
         if rows is not None:
             keys, values = keys.index_select(0, rows), values.index_select(0, rows)
         forked.layers.append(GrowingLayer(keys, values) if growing else BranchLayer((keys, values)))

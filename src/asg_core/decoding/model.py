@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,12 +63,12 @@ class CausalModel(Protocol):
     """
 
     @property
-    def stop_token_ids(self) -> frozenset[int]:
+    def stop_token_ids(self) -> Collection[int]:
         """Tokens that end a completion."""
         ...
 
     @property
-    def suppressed_token_ids(self) -> tuple[int, ...]:
+    def suppressed_token_ids(self) -> Collection[int]:
         """Tokens that are never sampled: -inf before the softmax, in sampling and in scoring log-probs alike."""
         ...
 

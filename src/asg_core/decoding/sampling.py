@@ -15,8 +15,9 @@ from torch import Tensor
 from asg_core.decoding.model import CausalModel
 from asg_core.decoding.pieces import PieceDecoder
 from asg_core.decoding.prefixes import PrefixCache
-from asg_core.decoding.tree import Rows, grow
+from asg_core.decoding.tree import feed, grow
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.devices import tensor_on
 from asg_core.entropy import token_entropy
 from asg_core.roles import TextRequest, TextSample, TextSampling
 
@@ -58,12 +59,16 @@ def sample_text(
     rows = nodes.fork(node_of, growing=True)
     device = rows.counter.device
     chooser = _Chooser(model, sampling.temperature, device)
-    uniforms = _uniforms(requests, sampling, device)
+    length = sampling.max_new_tokens
+    if sampling.temperature == 0:
+        uniforms = torch.zeros(len(requests), length, device=device)
+    else:
+        uniforms = uniforms_of([request.seed for request in requests], length, device)
     completions = [_Completion() for _ in requests]
     owners = list(range(len(requests)))
     measures: list[Tensor] = []
     places: list[int] = []
-    for step in range(sampling.max_new_tokens):
+    for step in range(length):
         ids, measured, broken = chooser(rows.last, uniforms[:, step])
         measures.append(measured)
         places.extend(owners)
@@ -74,14 +79,14 @@ def sample_text(
                 completion.stopped = token in model.stop_token_ids
                 completion.ended = completion.stopped or bool(is_broken)
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
-        if not going or step + 1 == sampling.max_new_tokens:
+        if not going or step + 1 == length:
             break
         if len(going) <= _COMPACT_AT * len(owners):
-            index = torch.tensor(going, device=device)
+            index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
             uniforms, ids = uniforms.index_select(0, index), ids.index_select(0, index)
-        rows = _feed(model, rows, ids)
+        rows = feed(model, rows, ids)
     return _records(model, requests, sampling, completions, places, torch.cat(measures, dim=1))
 
 
@@ -104,35 +109,28 @@ class _Chooser:
         logits = raw_logits(self.model, hidden)
         finite = logits.isfinite().all(-1)
         policy = policy_logprobs(logits, self.temperature or 1.0, self.suppressed)
-        if self.temperature == 0:
-            ids = policy.argmax(-1)
-        else:
-            cumulative = policy.exp().to(uniforms.dtype).cumsum(-1)
-            ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        ids = policy.argmax(-1) if self.temperature == 0 else pick(policy, uniforms)
         ids = torch.where(finite, ids, self.placeholder)
         logprobs = policy.gather(-1, ids[:, None])[:, 0].masked_fill(~finite, torch.nan)
         return ids, torch.stack([logprobs, token_entropy(logits)]), ~finite
 
 
-def _uniforms(requests: Sequence[TextRequest], sampling: TextSampling, device: torch.device) -> Tensor:
-    """(B, T) in [0, 1): row i from request i's seed alone."""
-    if sampling.temperature == 0:
-        return torch.zeros(len(requests), sampling.max_new_tokens, device=device)
-    draws = [
-        torch.rand(sampling.max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(request.seed))
-        for request in requests
-    ]
+def uniforms_of(seeds: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """(B, length) in [0, 1) on ``device``: row i from seed i alone, drawn on the CPU."""
+    draws = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     # mps has no float64. Below 1 by more than a rounding error, so that no token behind the last probable one is drawn.
     wide = torch.float32 if device.type == "mps" else torch.float64
     return torch.stack(draws).to(wide).clamp(max=1 - 4 * torch.finfo(wide).eps).to(device)
 
 
-def _feed(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
-    """Append one token per row. Finished rows that are still in the batch go along; nobody reads their results."""
-    visible = torch.cat([rows.visible, rows.visible.new_ones(len(ids), 1)], dim=1)
-    positions = rows.counter[None, :, None].expand(rows.axes, -1, -1)
-    hidden = model.forward(model.embed_tokens(ids[:, None]), visible[:, None, None], positions, rows.cache)
-    return Rows(rows.cache, visible, rows.counter + 1, rows.axes, hidden[:, -1])
+def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens by the inverse cumulative distribution: (B, V) nats, (B,) of :func:`uniforms_of` -> (B,) ids.
+
+    A row's token depends on that row alone, so a sample does not depend on its batch. A row of NaN gives the last id.
+    """
+    cumulative = logprobs.exp().to(uniforms.dtype).cumsum(-1)
+    ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return ids.clamp(max=logprobs.shape[-1] - 1)
 
 
 def _records(

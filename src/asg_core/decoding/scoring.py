@@ -20,8 +20,12 @@ from asg_core.decoding.model import CausalModel, Segment, join_segments
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import Rows, extend, sprout
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.devices import tensor_on
 from asg_core.entropy import token_entropy
 from asg_core.roles import Role, TextSample, TokenLogits
+
+_FEW = 4
+"""Samples per prompt up to which a prompt is rather read again than in a pass of its own."""
 
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -64,7 +68,7 @@ def token_logits(
     """
     if not samples:
         return []
-    with adapters.use(role), _recomputed(checkpoint_layers, partial(adapters.use, role)):
+    with adapters.use(role), recomputed(checkpoint_layers, partial(adapters.use, role)):
         hidden = _completion_hidden(model, samples, prefixes)
     base_hidden = None
     if base:
@@ -72,10 +76,10 @@ def token_logits(
             base_hidden = _completion_hidden(model, samples, prefixes)
     lengths = [len(sample.token_ids) for sample in samples]
     device = hidden.device
-    ids = torch.tensor([token for sample in samples for token in sample.token_ids], device=device)
+    ids = tensor_on(device, [token for sample in samples for token in sample.token_ids])
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    temperature = torch.tensor([sample.temperature for sample in samples], dtype=wide, device=device)
-    temperature = temperature.repeat_interleave(torch.tensor(lengths, device=device), output_size=len(ids))[:, None]
+    temperature = tensor_on(device, [sample.temperature for sample in samples], wide)
+    temperature = temperature.repeat_interleave(tensor_on(device, lengths), output_size=len(ids))[:, None]
 
     def score(rows: Tensor, base_rows: Tensor | None, row_ids: Tensor, row_temperature: Tensor) -> Scores:
         # Entered here and not around the loop, because a checkpoint runs this again in the backward pass.
@@ -119,11 +123,12 @@ def _per_sample(chunks: Sequence[Tensor | None], lengths: list[int]) -> Sequence
 def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: PrefixCache | None) -> Tensor:
     """(n, D) hidden states that predict the n completion tokens, sample after sample.
 
-    Where no two samples share a prompt, prompt and completion run as one pass.
+    Where few samples share a prompt, prompt and completion run as one pass.
     """
     rows, prompts, node_of = sprout(model, [sample.request for sample in samples], kept)
     completions = _token_segments(model, [sample.token_ids[:-1] for sample in samples], rows)
-    if len(prompts) == len(samples) and all(prompt.causal for prompt in prompts):
+    if len(samples) <= _FEW * len(prompts) and all(len(prompt.embeds) and prompt.causal for prompt in prompts):
+        rows, prompts = rows.fork(node_of), [prompts[node] for node in node_of]
         starts = [len(prompt.embeds) - 1 for prompt in prompts]
         joined = [join_segments(pair) for pair in zip(prompts, completions, strict=True)]
         hidden, _ = extend(model, rows, joined)
@@ -138,13 +143,13 @@ def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: 
         for row, (start, sample) in enumerate(zip(starts, samples, strict=True))
         for step in range(len(sample.token_ids))
     ]
-    return hidden.flatten(0, 1).index_select(0, torch.tensor(wanted, device=hidden.device))
+    return hidden.flatten(0, 1).index_select(0, tensor_on(hidden.device, wanted))
 
 
 def _token_segments(model: CausalModel, ids_of: Sequence[Sequence[int]], rows: Rows) -> list[Segment]:
     width = max(map(len, ids_of))
     device = rows.counter.device
-    padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in ids_of], dtype=torch.long, device=device)
+    padded = tensor_on(device, [[*ids, *[0] * (width - len(ids))] for ids in ids_of], torch.long)
     steps = torch.arange(width, device=device).expand(rows.axes, -1)
     return [
         Segment(embeds[: len(ids)], steps[:, : len(ids)], len(ids))
@@ -153,8 +158,11 @@ def _token_segments(model: CausalModel, ids_of: Sequence[Sequence[int]], rows: R
 
 
 @contextmanager
-def _recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, ``layers`` keep no activations; when the backward pass recomputes them, it does so under ``active()``."""
+def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, ``layers`` keep no activations; the backward pass recomputes them under ``active()``.
+
+    A layer that writes to a cache must find the same past again (``cache.BranchLayer`` does).
+    """
     if not torch.is_grad_enabled():
         yield
         return

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from asg_core.decoding.model import Segment, join_segments
+from asg_core.devices import tensor_on
 from asg_core.errors import CapabilityError, PluginError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class TransformersCausalModel:
         """A causal segment of known tokens at consecutive positions."""
         weight = self.decoder.get_input_embeddings().weight
         positions = torch.arange(len(ids), device=weight.device).expand(self.axes, -1)
-        embeds = self.embed_tokens(torch.tensor([ids], dtype=torch.long, device=weight.device))[0]
+        embeds = self.embed_tokens(tensor_on(weight.device, [ids], torch.long))[0]
         return Segment(embeds, positions, len(ids))
 
     def prefixes(self, images: Sequence[Image | None]) -> list[Segment]:

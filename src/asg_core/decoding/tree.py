@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asg_core.decoding.cache import branch, root
-from asg_core.decoding.model import CausalModel, Segment
+from asg_core.decoding.model import CausalModel, Segment, join_segments
+from asg_core.devices import tensor_on
 from asg_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ class Rows:
     last: Tensor
 
     def fork(self, parents: Sequence[int], *, growing: bool = False) -> Rows:
-        """Row i of the result continues row ``parents[i]``; gradients flow back into the parents."""
+        """Row i of the result continues row ``parents[i]``; gradients flow back into the parents.
+
+        With ``growing`` the result can be fed token by token, without gradients, and takes the place of these rows:
+        they cannot be continued any more.
+        """
         if list(parents) == list(range(len(self.counter))):
             return replace(self, cache=branch(self.cache, None, growing=growing))
-        index = torch.tensor(parents, device=self.counter.device)
+        index = tensor_on(self.counter.device, parents)
         return Rows(
             cache=branch(self.cache, index, growing=growing),
             visible=self.visible.index_select(0, index),
@@ -67,15 +71,15 @@ def extend(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> tuple
     """
     device = rows.counter.device
     lengths = [len(segment.embeds) for segment in segments]
-    counter = rows.counter + torch.tensor([segment.advance for segment in segments], device=device)
+    counter = rows.counter + tensor_on(device, [segment.advance for segment in segments])
     if not any(lengths):
         return rows.last[:, None][:, :0], replace(rows, counter=counter)
     embeds = pad_sequence([segment.embeds for segment in segments], batch_first=True)
     offsets = pad_sequence([segment.positions.T for segment in segments], batch_first=True).permute(2, 0, 1)
     steps = torch.arange(max(lengths), device=device)
-    size = torch.tensor(lengths, device=device)
+    size = tensor_on(device, lengths)
     real = steps < size[:, None]
-    full = torch.tensor([not segment.causal for segment in segments], device=device)
+    full = tensor_on(device, [not segment.causal for segment in segments])
     inside = (steps[:, None] >= steps) | full[:, None, None]
     # A padded query sees itself: without any key it is NaN in some kernels, and NaN values poison rows that mask them.
     itself = torch.eye(len(steps), dtype=torch.bool, device=device)
@@ -92,18 +96,26 @@ def extend(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> tuple
     )
 
 
-def _plant(model: CausalModel, images: Sequence[Image | None]) -> Rows:
-    segments = model.prefixes(images)
+def plant(model: CausalModel, segments: Sequence[Segment]) -> Rows:
+    """The roots of a tree: prefill one segment per row, at least one row, as one batch."""
     first = segments[0]
     device = first.embeds.device
     rows = Rows(
         cache=root(model.new_cache()),
-        visible=torch.zeros(len(images), 0, dtype=torch.bool, device=device),
-        counter=torch.zeros(len(images), dtype=torch.long, device=device),
+        visible=torch.zeros(len(segments), 0, dtype=torch.bool, device=device),
+        counter=torch.zeros(len(segments), dtype=torch.long, device=device),
         axes=first.positions.shape[0],
-        last=first.embeds.new_zeros(len(images), first.embeds.shape[1]),
+        last=first.embeds.new_zeros(len(segments), first.embeds.shape[1]),
     )
     return extend(model, rows, segments)[1]
+
+
+def feed(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
+    """Append one token ``ids[i]``, (B,) long, to each of B rows; without gradients, fork them ``growing`` first."""
+    visible = torch.cat([rows.visible, rows.visible.new_ones(len(ids), 1)], dim=1)
+    positions = rows.counter[None, :, None].expand(rows.axes, -1, -1)
+    hidden = model.forward(model.embed_tokens(ids[:, None]), visible[:, None, None], positions, rows.cache)
+    return Rows(rows.cache, visible, rows.counter + 1, rows.axes, hidden[:, -1])
 
 
 def sprout(
@@ -118,8 +130,8 @@ def sprout(
         kept: prefixes of earlier calls to go on from.
 
     Returns:
-        One row per distinct (image, prompt) in order of first appearance, the prompt to append to each row, and for
-        each request its row.
+        One row per distinct (image, prompt) in order of first appearance, the prompt to append to each row (empty
+        where it is there already), and for each request its row.
 
     Raises:
         PluginError: if the model's prompt segment is empty.
@@ -137,9 +149,18 @@ def sprout(
             "the first token of an answer is predicted from the last position of the prompt",
             "let prompt() return the template tail at least",
         )
-    plant = partial(_plant, model)
     distinct = list(images.values())
-    trunk, places = kept.lookup(distinct, plant) if kept else (plant(distinct), list(range(len(distinct))))
+    if len(nodes) == len(images) and (kept is None or torch.is_grad_enabled()):
+        # no prefix is kept or shared between prompts, so image and prompt may be one pass
+        pairs = list(zip(model.prefixes(distinct), (prompts[text] for _, text in nodes), strict=True))
+        if all(segment.causal for pair in pairs for segment in pair):
+            rows = plant(model, [join_segments(pair) for pair in pairs])
+            return rows, [Segment(p.embeds[:0], p.positions[:, :0], 0) for _, p in pairs], node_of
+
+    def prefill(shown: Sequence[Image | None]) -> Rows:
+        return plant(model, model.prefixes(shown))
+
+    trunk, places = kept.lookup(distinct, prefill) if kept else (prefill(distinct), list(range(len(distinct))))
     row_of = dict(zip(images, places, strict=True))
     return trunk.fork([row_of[image] for image, _ in nodes]), [prompts[text] for _, text in nodes], node_of
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from asg_core.decoding.model import CausalModel
+from asg_core.devices import tensor_on
 
 MAX_ROWS = 128
 """Rows of a vocabulary-wide tensor; 128 rows of 150,000 float32 logits are 77 MB."""
@@ -19,7 +20,7 @@ def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
 
 def suppressed_ids(model: CausalModel, device: torch.device) -> Tensor:
     """(k,) long, the tokens that have probability zero."""
-    return torch.tensor(model.suppressed_token_ids, dtype=torch.long, device=device)
+    return tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
 
 
 def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,13 +80,13 @@ def thumbnail(samples_folder: Path, name: object) -> Thumbnail | None:
     if not isinstance(name, str):
         return None
     root = samples_folder.resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        return None
     try:
+        path = Path(os.path.realpath(root / name))
+        if not path.is_relative_to(root):
+            return None
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
     width, height = image.size
     if max(width, height) <= PIXEL_ART_SIDE:

@@ -22,18 +22,18 @@ RAW_POINTS = 300
 """Most raw points drawn per curve; beyond it each bin of steps shows its smallest and largest value."""
 
 # Colours matplotlib draws with, each replaced by the CSS colour of the page, so that one SVG serves both themes.
-_TEXT, _RULE, _BAND = "#010203", "#010204", "#010205"
-_INKS: dict[Ink, str] = {
+TEXT, RULE, _BAND = "#010203", "#010204", "#010205"
+INKS: dict[Ink, str] = {
     "proposer": "#010206",
     "solver": "#010207",
     "generator": "#010208",
     "violet": "#010209",
     "olive": "#01020a",
 }
-_CSS = {_TEXT: "var(--muted)", _RULE: "var(--line)", _BAND: "var(--band)"} | {
-    colour: f"var(--{ink})" for ink, colour in _INKS.items()
+_CSS = {TEXT: "var(--muted)", RULE: "var(--line)", _BAND: "var(--band)"} | {
+    colour: f"var(--{ink})" for ink, colour in INKS.items()
 }
-_STROKES = ("solid", (0, (4.5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), "solid")
+STROKES = ("solid", (0, (4.5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), "solid")
 STROKE_NAMES = ("solid", "dashed", "dotted", "dashdot", "solid")
 """By position of the curve in its panel, so that no curve is told apart by colour alone."""
 
@@ -113,14 +113,14 @@ def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
     _dress(axes, panel, float(metrics[0]["step"]), float(metrics[-1]["step"]), np.concatenate([v for *_, v in curves]))
     keys = []
     for position, (curve, steps, values) in enumerate(curves):
-        ink, stroke = _INKS[curve.ink], position % len(_STROKES)
-        axes.add_patch(_dots(*thin(steps, values), ink))
+        ink, stroke = INKS[curve.ink], position % len(STROKES)
+        axes.add_patch(dots(*thin(steps, values), ink))
         mean = smooth(values)
         axes.plot(
-            steps, mean, color=ink, linestyle=_STROKES[stroke], linewidth=1.7, marker="o" if len(values) == 1 else ""
+            steps, mean, color=ink, linestyle=STROKES[stroke], linewidth=1.7, marker="o" if len(values) == 1 else ""
         )
         keys.append(Key(curve.key, curve.label, curve.ink, STROKE_NAMES[stroke], *early_and_late(values.tolist())))
-    return Plot(panel, _svg(figure, salt=panel.title), keys)
+    return Plot(panel, svg(figure, salt=panel.title), keys)
 
 
 def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, values: np.ndarray) -> None:
@@ -140,24 +140,30 @@ def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, 
     if panel.band:
         axes.axhspan(*panel.band, color=_BAND, linewidth=0)
     if panel.line and axes.get_ylim()[0] <= panel.line[0] <= axes.get_ylim()[1]:
-        axes.axhline(panel.line[0], color=_TEXT, linewidth=0.7, linestyle=(0, (2, 2)))
+        axes.axhline(panel.line[0], color=TEXT, linewidth=0.7, linestyle=(0, (2, 2)))
         axes.annotate(
-            panel.line[1], (1, panel.line[0]), (-1, 2), color=_TEXT, fontsize=8, ha="right",
+            panel.line[1], (1, panel.line[0]), (-1, 2), color=TEXT, fontsize=8, ha="right",
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    style(axes)
+
+
+def style(axes: matplotlib.axes.Axes) -> None:
+    """Ticks, grid and frame as all plots of a page have them."""
     tick = FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
     axes.xaxis.set_major_formatter(tick)
     axes.yaxis.set_major_formatter(tick)
-    axes.tick_params(colors=_TEXT, labelsize=9, length=0, pad=4)
-    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+    axes.tick_params(colors=TEXT, labelsize=9, length=0, pad=4)
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_RULE)
+        spine.set_color(RULE)
 
 
-def _dots(steps: np.ndarray, values: np.ndarray, ink: str) -> PathPatch:
+def dots(steps: np.ndarray, values: np.ndarray, ink: str) -> PathPatch:
+    """Faint points at (n,) ``steps`` and (n,) ``values`` in one of :data:`INKS`."""
     # One path of zero-length strokes with round caps: a tenth of the size of one marker element per point.
     vertices = np.repeat(np.column_stack([steps, values]), 2, axis=0)
     codes = np.tile([Outline.MOVETO, Outline.LINETO], len(steps))
@@ -166,7 +172,8 @@ def _dots(steps: np.ndarray, values: np.ndarray, ink: str) -> PathPatch:
     return PathPatch(outline, fill=False, edgecolor=ink, alpha=0.45, linewidth=2.6, capstyle="round")
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def svg(figure: Figure, salt: str) -> str:
+    """The figure as an inline SVG element in the page's colours; ``salt`` must differ between figures of one page."""
     buffer = io.StringIO()
     # The salt keeps ids of different panels on one page apart and a report byte-identical when it is drawn again.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):

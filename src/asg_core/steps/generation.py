@@ -19,6 +19,7 @@ from asg_core.answers import canonical_label, same_answer, vote
 from asg_core.config import RunConfig
 from asg_core.images import PoolImage
 from asg_core.policy import leave_one_out, regression_weights
+from asg_core.processes import Processes
 from asg_core.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, frame, parse_spec
 from asg_core.rewards.generation import (
     CandidateScores,
@@ -32,6 +33,7 @@ from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequ
 from asg_core.seeds import derive_seed
 from asg_core.similarity import cycle_score, diversity
 from asg_core.steps.control import controlled
+from asg_core.steps.exchange import whole_generation_step
 from asg_core.steps.records import Candidate, GenerationItem, SpecQuestion
 
 MAX_TRIES = 3
@@ -43,20 +45,38 @@ MIN_KEPT = 2
 
 @torch.no_grad()
 def generation_step(
-    backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int
+    backbone: Backbone,
+    images: Sequence[PoolImage],
+    config: RunConfig,
+    step: int,
+    processes: Processes | None = None,
+    first: int = 0,
 ) -> list[GenerationItem]:
     """Specify, draw and judge for one batch of images; fills every score, reward and learning signal.
 
     Images whose spec fails ``MAX_TRIES`` times come back with ``spec=None`` and no candidates.
+
+    Args:
+        images: this process's share of the step's images, perhaps none.
+        step: 1-based number of the step; with the run seed it fixes every random draw.
+        processes: of the run; None if there is one.
+        first: place of ``images[0]`` among the step's images.
+
+    Returns:
+        the items of all processes, in the order of the step's images.
     """
+    processes = processes or Processes()
     items = [GenerationItem(source) for source in images]
-    _specify(backbone, items, config, step)
+    _specify(backbone, items, config, step, first)
     drawn = [item for item in items if item.spec is not None]
+    judged = config.generate.candidates * sum(len(item.kept) for item in drawn)
+    drawn_before, judged_before = processes.sums_before([len(drawn), judged])
     if drawn:
-        _draw(backbone, drawn, config, step)
-        _judge_answers(backbone, drawn, config, step)
+        _draw(backbone, drawn, config, step, drawn_before)
+        _judge_answers(backbone, drawn, config, step, judged_before)
         _judge_likeness(backbone, drawn, config, step)
-        _reward(drawn, backbone, config, step)
+    items = whole_generation_step(processes, items)
+    _reward([item for item in items if item.spec is not None], backbone, config, step)
     return items
 
 
@@ -67,9 +87,9 @@ def uses_regression(backbone: Backbone, config: RunConfig) -> bool:
     return config.generate.update == "regression"
 
 
-def _specify(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+def _specify(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, first: int) -> None:
     for attempt in range(MAX_TRIES):
-        pending = [(i, item) for i, item in enumerate(items) if item.spec is None]
+        pending = [(i, item) for i, item in enumerate(items, start=first) if item.spec is None]
         if not pending:
             return
         requests = [
@@ -110,7 +130,7 @@ def _scoring_answers(
     config: RunConfig,
     seed_path: tuple[int | str, ...],
 ) -> list[list[TextSample]]:
-    """Greedy answers to each question on the item's source image, one per scoring framing."""
+    """Greedy answers to each question on the item's source image, one per scoring framing; seeds play no part."""
     if not asked:
         return []
     requests = [
@@ -122,11 +142,11 @@ def _scoring_answers(
     return [[next(samples) for _ in SCORING_FRAMINGS] for _ in asked]
 
 
-def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int) -> None:
     n = config.generate.candidates
     requests = [
         ImageRequest(item.spec.prompt, derive_seed(config.seed, step, "draw", i, j))
-        for i, item in enumerate(items)
+        for i, item in enumerate(items, start=earlier)
         if item.spec is not None
         for j in range(n)
     ]
@@ -135,16 +155,18 @@ def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig
         item.candidates = [Candidate(next(samples)) for _ in range(n)]
 
 
-def _judge_answers(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
+def _judge_answers(
+    backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int
+) -> None:
     """Ask the kept questions on every candidate; fidelity and contradiction."""
     judged = [(item, c, q) for item in items for c in item.candidates for q in item.kept]
     requests = [
         TextRequest(frame(q.text, framing), c.sample.image, derive_seed(config.seed, step, "judge", i, j))
-        for i, (_, c, q) in enumerate(judged)
+        for i, (_, c, q) in enumerate(judged, start=earlier)
         for j, framing in enumerate(SCORING_FRAMINGS)
     ]
     samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0)))
-    for i, (_, c, q) in enumerate(judged):
+    for i, (_, c, q) in enumerate(judged, start=earlier):
         labels = [canonical_label(next(samples).text, q.text) for _ in SCORING_FRAMINGS]
         c.labels.append(labels)
         c.majorities.append(vote(labels, derive_seed(config.seed, step, "judge", i)).majority)

@@ -48,10 +48,14 @@ class Question:
 
 @dataclass(eq=False)
 class UnderstandingItem:
-    """One image of an understanding step with its group of questions."""
+    """One image of an understanding step with its group of questions.
+
+    ``mine`` is false for an item of another process: its record is complete, its pixels are not here.
+    """
 
     source: PoolImage
     questions: list[Question]
+    mine: bool = True
 
 
 @dataclass(eq=False)
@@ -90,7 +94,10 @@ class Candidate:
 
 @dataclass(eq=False)
 class GenerationItem:
-    """One image of a generation step: its spec, kept questions and candidates; ``spec`` is None when it was skipped."""
+    """One image of a generation step: its spec, kept questions and candidates; ``spec`` is None when it was skipped.
+
+    ``mine`` is false for an item of another process: its record is complete, pixels and trajectories are not here.
+    """
 
     source: PoolImage
     tries: int = 0
@@ -98,6 +105,7 @@ class GenerationItem:
     questions: list[SpecQuestion] = field(default_factory=list)
     quality: float = 0.0
     candidates: list[Candidate] = field(default_factory=list)
+    mine: bool = True
 
     @property
     def kept(self) -> list[SpecQuestion]:

@@ -4,11 +4,13 @@
                                     --Solver, greedy------> STE
     R_p = 0.70 d_ste + 0.30 r_sc        R_s = +info | -0.25 info, times p(label)^0.7
 
-Everything here only samples and scores; the updates are in ``steps.update``.
+Everything here only samples and scores; the updates are in ``steps.update``. With several processes each one samples
+for its own images; rewards are computed everywhere from the records of all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +19,14 @@ from asg_core.answers import canonical_label, vote
 from asg_core.config import RunConfig
 from asg_core.entropy import RollingPercentile, solver_token_entropy
 from asg_core.images import PoolImage
-from asg_core.policy import EmaBaseline, leave_one_out, z_score
+from asg_core.policy import EmaBaseline, leave_one_out, over_finite, z_score
+from asg_core.processes import Processes
 from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, QUESTION_PROMPT, GateFailure, frame, parse_question
 from asg_core.rewards.understanding import GATED, proposer_reward, solver_learns, solver_rewards
 from asg_core.roles import Backbone, TextRequest, TextSampling
 from asg_core.seeds import derive_seed
 from asg_core.steps.control import controlled
+from asg_core.steps.exchange import whole_understanding_step
 from asg_core.steps.records import Answer, Question, UnderstandingItem
 
 
@@ -34,37 +38,52 @@ def understanding_step(
     step: int,
     window: RollingPercentile,
     baseline: EmaBaseline,
+    processes: Processes | None = None,
+    first: int = 0,
 ) -> list[UnderstandingItem]:
     """Sample, vote and score one batch of images; fills every reward and advantage.
 
     Args:
+        images: this process's share of the step's images, perhaps none.
         step: 1-based number of the step; with the run seed it fixes every random draw.
         window: recent raw STE values; percentiles are taken before this step's values are inserted, so that the order
             of the batch does not matter.
         baseline: the Solver's EMA baseline; moved only when ``policy.solver_advantage == "ema"``.
+        processes: of the run; None if there is one.
+        first: place of ``images[0]`` among the step's images.
+
+    Returns:
+        the items of all processes, in the order of the step's images.
     """
-    items = _ask(backbone, images, config, step)
+    processes = processes or Processes()
+    items = _ask(backbone, images, config, step, first) if images else []
     questions = [(item, q) for item in items for q in item.questions if q.text is not None]
+    (earlier,) = processes.sums_before([len(questions)])
     if questions:
-        _solve(backbone, questions, config, step)
-        _measure_entropy(backbone, questions, config, step, window)
+        _solve(backbone, questions, config, step, earlier)
+        _measure_entropy(backbone, questions, config, step, earlier)
+    items = whole_understanding_step(processes, items)
+    asked = [q for item in items for q in item.questions if q.text is not None]
+    _rank_entropy(asked, window)
     _reward_proposer(items, config, step)
-    _reward_solver([q for _, q in questions], config, step, baseline)
+    _reward_solver(asked, config, step, baseline)
     return items
 
 
-def _ask(backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int) -> list[UnderstandingItem]:
+def _ask(
+    backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int, first: int
+) -> list[UnderstandingItem]:
     k = config.ask.questions_per_image
     requests = [
         TextRequest(QUESTION_PROMPT, source.image, derive_seed(config.seed, step, "ask", i, j))
-        for i, source in enumerate(images)
+        for i, source in enumerate(images, start=first)
         for j in range(k)
     ]
     samples = backbone.ask(requests, TextSampling(config.ask.max_new_tokens, config.ask.temperature))
     items = []
-    for i, source in enumerate(images):
+    for place, source in enumerate(images):
         questions = []
-        for sample in samples[i * k : (i + 1) * k]:
+        for sample in samples[place * k : (place + 1) * k]:
             parsed = parse_question(sample.text) if sample.finish_reason == "stop" else GateFailure("did not end")
             if isinstance(parsed, GateFailure):
                 questions.append(Question(sample, None, parsed.reason, scored=GATED))
@@ -75,16 +94,20 @@ def _ask(backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, ste
 
 
 def _solve(
-    backbone: Backbone, questions: Sequence[tuple[UnderstandingItem, Question]], config: RunConfig, step: int
+    backbone: Backbone,
+    questions: Sequence[tuple[UnderstandingItem, Question]],
+    config: RunConfig,
+    step: int,
+    earlier: int,
 ) -> None:
     framings = FRAMINGS[: config.solve.framings]
     requests = [
         TextRequest(frame(str(q.text), framing), item.source.image, derive_seed(config.seed, step, "solve", i, j))
-        for i, (item, q) in enumerate(questions)
+        for i, (item, q) in enumerate(questions, start=earlier)
         for j, framing in enumerate(framings)
     ]
     samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, config.solve.temperature)))
-    for i, (_, q) in enumerate(questions):
+    for i, (_, q) in enumerate(questions, start=earlier):
         q.answers = [Answer(f, s := next(samples), canonical_label(s.text, str(q.text))) for f in framings]
         q.vote = vote([a.label for a in q.answers], derive_seed(config.seed, step, "vote", i))
 
@@ -94,20 +117,24 @@ def _measure_entropy(
     questions: Sequence[tuple[UnderstandingItem, Question]],
     config: RunConfig,
     step: int,
-    window: RollingPercentile,
+    earlier: int,
 ) -> None:
     if config.ste.reduce == "off":
         return
     requests = [
         TextRequest(frame(str(q.text), CANONICAL_FRAMING), item.source.image, derive_seed(config.seed, step, "ste", i))
-        for i, (item, q) in enumerate(questions)
+        for i, (item, q) in enumerate(questions, start=earlier)
     ]
     samples = backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0))
     for (_, q), sample in zip(questions, samples, strict=True):
         q.greedy = sample
         q.ste = solver_token_entropy(sample, config.ste.tokens, config.ste.reduce)
+
+
+def _rank_entropy(questions: Sequence[Question], window: RollingPercentile) -> None:
+    for q in questions:
         q.ste_percentile = None if q.ste is None else window.difficulty(q.ste)
-    for _, q in questions:
+    for q in questions:
         if q.ste is not None:
             window.insert(q.ste)
 
@@ -121,7 +148,7 @@ def _reward_proposer(items: Sequence[UnderstandingItem], config: RunConfig, step
         groups.append([q.scored.value for q in item.questions if q.scored is not None])
     groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "proposer"))
     for item, rewards in zip(items, groups, strict=True):
-        for q, reward, advantage in zip(item.questions, rewards, z_score(rewards), strict=True):
+        for q, reward, advantage in zip(item.questions, rewards, over_finite(z_score, rewards), strict=True):
             q.reward, q.advantage = reward, advantage
 
 
@@ -131,13 +158,13 @@ def _reward_solver(questions: Sequence[Question], config: RunConfig, step: int, 
     groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "solver"))
     match config.policy.solver_advantage:
         case "leave_one_out":
-            advantages = [leave_one_out(rewards) for rewards in groups]
+            advantages = [over_finite(leave_one_out, rewards) for rewards in groups]
         case "z_score":
-            advantages = [z_score(rewards) for rewards in groups]
+            advantages = [over_finite(z_score, rewards) for rewards in groups]
         case "ema":
-            advantages = [baseline.advantages(rewards) for rewards in groups]
+            advantages = [over_finite(baseline.advantages, rewards) for rewards in groups]
             if groups:
-                baseline.update([reward for rewards in groups for reward in rewards])
+                baseline.update([reward for rewards in groups for reward in rewards if math.isfinite(reward)])
     for q, rewards, group in zip(learning, groups, advantages, strict=True):
         q.learned = True
         for answer, reward, advantage in zip(q.answers, rewards, group, strict=True):

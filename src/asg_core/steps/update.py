@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from asg_core.config import RunConfig
+from asg_core.devices import tensor_on
 from asg_core.errors import TrainingStopped
 from asg_core.optimiser import RoleOptimiser, StepResult
 from asg_core.policy import AdaptiveKl, clipped_policy_terms, k3
@@ -67,22 +68,26 @@ def update_text_role(
     optimiser: RoleOptimiser,
     beta: AdaptiveKl,
     config: RunConfig,
+    whole: Sequence[Sequence[tuple[TextSample, float]]] | None = None,
 ) -> UpdateReport:
     """One KL-regularised clipped policy-gradient update; moves ``beta`` from the mean KL afterwards.
 
     Samples with a non-finite log-prob are dropped and counted. Raises TrainingStopped when the replayed log-probs are
     not the sampled ones, which would make every ratio wrong.
+
+    Args:
+        groups: what this process learns from, samples with their advantages.
+        whole: the groups of all processes, of which ``groups`` are a part and whose tokens the loss is averaged over;
+            None if there is one process.
     """
-    lessons = [
-        [_Lesson(sample, a) for sample, a in group if all(map(math.isfinite, sample.logprobs)) and math.isfinite(a)]
-        for group in groups
-    ]
-    dropped = sum(map(len, groups)) - sum(map(len, lessons))
-    signal = [group for group in lessons if any(lesson.advantage != 0.0 for lesson in group)]
-    silent = 1 - len(signal) / len(groups) if groups else None
-    tokens = sum(len(lesson.sample.token_ids) for group in signal for lesson in group)
-    if not signal or optimiser.lr == 0:
+    everywhere = _lessons(groups if whole is None else whole)
+    dropped = sum(map(len, groups if whole is None else whole)) - sum(map(len, everywhere))
+    informative = [group for group in everywhere if _teaches(group)]
+    silent = 1 - len(informative) / len(everywhere) if everywhere else None
+    tokens = sum(len(lesson.sample.token_ids) for group in informative for lesson in group)
+    if not informative or optimiser.lr == 0:
         return UpdateReport(StepResult(), None, dropped, silent)
+    signal = [group for group in _lessons(groups) if _teaches(group)]
     kls: list[Tensor] = []
 
     def losses(first: bool) -> Iterator[Callable[[], Tensor]]:
@@ -94,13 +99,36 @@ def update_text_role(
     result = StepResult()
     for inner in range(config.policy.inner_steps):
         kls.clear()
-        result = optimiser.step(losses(inner == 0))
+        result = optimiser.step(losses(inner == 0), lambda: _weighted_mean(kls))
         if result.nonfinite:
             break
-    kl = float(torch.cat(kls).mean()) if kls else None
+    kl = _mean_of(result.sums)
     if kl is not None and not result.nonfinite:
         beta.update(kl)
     return UpdateReport(result, kl, dropped, silent)
+
+
+def _lessons(groups: Sequence[Sequence[tuple[TextSample, float]]]) -> list[list[_Lesson]]:
+    return [
+        [_Lesson(sample, a) for sample, a in group if all(map(math.isfinite, sample.logprobs)) and math.isfinite(a)]
+        for group in groups
+    ]
+
+
+def _teaches(group: Sequence[_Lesson]) -> bool:
+    return any(lesson.advantage != 0.0 for lesson in group)
+
+
+def _weighted_mean(values: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean times count, and count, of several vectors: sums of these over processes give the mean of all."""
+    if not values:
+        return 0.0, 0.0
+    joined = torch.cat(list(values))
+    return float(joined.mean()) * len(joined), float(len(joined))
+
+
+def _mean_of(sums: Sequence[float]) -> float | None:
+    return sums[0] / sums[1] if sums and sums[1] else None
 
 
 def _text_loss(
@@ -116,7 +144,7 @@ def _text_loss(
     scores = backbone.token_logits([lesson.sample for lesson in lessons], role, base=True)
     terms, divergences, drift = [], [], []
     for lesson, score in zip(lessons, scores, strict=True):
-        old = score.logprobs.new_tensor(lesson.sample.logprobs)
+        old = tensor_on(score.logprobs.device, lesson.sample.logprobs, score.logprobs.dtype)
         drift.append((score.logprobs.detach() - old).abs())
         terms.append(clipped_policy_terms(score.logprobs, old, lesson.advantage, config.policy.clip))
         if score.kl is None or score.base_logprobs is None:
@@ -140,8 +168,9 @@ def _assert_replay(drift: float, name: str, backbone: Backbone) -> None:
 
 
 def _batches(groups: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(groups), size or len(groups)):
-        yield groups[start : start + (size or len(groups))]
+    size = size or max(len(groups), 1)
+    for start in range(0, len(groups), size):
+        yield groups[start : start + size]
 
 
 def update_generator(
@@ -155,6 +184,9 @@ def update_generator(
 
     Regression needs no sampling log-probs; policy gradient needs ``ImageSample.token_logprobs``. Timestep and noise are
     shared by the candidates of one prompt. ``UpdateReport.kl`` is the mean penalty.
+
+    Args:
+        items: the whole step's; this process learns from those that are its own.
     """
     drawn = [item for item in items if item.candidates]
     signal = [item for item in drawn if any(c.signal for c in item.candidates)]
@@ -166,16 +198,15 @@ def update_generator(
     rows = [
         (i, [c for c in item.candidates if c.signal is not None])
         for i, item in enumerate(items)
-        if any(c.signal for c in item.candidates)
+        if item.mine and any(c.signal for c in item.candidates)
     ]
 
     def losses() -> Iterator[Callable[[], Tensor]]:
         for batch in _batches(rows, config.optimiser.micro_batch):
-            yield lambda batch=batch: _generator_loss(backbone, batch, len(rows), config, step, penalties)  # type: ignore[misc]
+            yield lambda batch=batch: _generator_loss(backbone, batch, len(signal), config, step, penalties)  # type: ignore[misc]
 
-    result = optimiser.step(losses())
-    penalty = float(torch.cat(penalties).mean()) if penalties else None
-    return UpdateReport(result, penalty, dropped, silent)
+    result = optimiser.step(losses(), lambda: _weighted_mean(penalties))
+    return UpdateReport(result, _mean_of(result.sums), dropped, silent)
 
 
 def _generator_loss(

@@ -92,6 +92,9 @@ def generation(backbone: CausalBackbone, images: Sequence[Image], config: RunCon
 def excess(step: CountedStep, *, language: str) -> list[str]:
     """The bars that hold for every backbone and are missed by ``step``, in words; an empty list is a pass.
 
+    Synchronisations are judged in understanding steps: drawing reads schedules and trajectories that are on the CPU
+    everywhere, and on a CPU nothing tells them from values of the model.
+
     Args:
         step: from :func:`understanding` or :func:`generation`.
         language: ending of the name of the language model's layers, see :class:`asg_core.counting.Costs`.
@@ -104,11 +107,12 @@ def excess(step: CountedStep, *, language: str) -> list[str]:
         backwards, moves = costs.backwards[role], costs.optimiser_steps[role]
         if report.step.applied and (backwards, moves) != (1, 1):
             found.append(f"{role.value}: {backwards} backward passes and {moves} optimiser steps")
+    if not isinstance(next(iter(step.items)), UnderstandingItem):
+        return found
     for phase in ("solve", "score"):
-        if (cost := costs.phases.get(phase)) and cost.calls:
-            passes = costs.network(language, phase).passes
-            if operations.syncs_in(phase) > SYNCS_PER_PASS * passes:
-                found.append(f"{phase}: {operations.syncs_in(phase)} synchronisations in {passes} passes")
+        passes = costs.network(language, phase).passes
+        if operations.syncs_in(phase) > SYNCS_PER_PASS * passes:
+            found.append(f"{phase}: {operations.syncs_in(phase)} synchronisations in {passes} passes")
     updates = sum(costs.optimiser_steps.values())
     if operations.syncs_in("update") > SYNCS_PER_UPDATE * updates:
         found.append(f"{operations.syncs_in('update')} synchronisations in {updates} updates: {operations.syncs}")

@@ -33,7 +33,7 @@ from asg_core.tiny.weights import load_base, to_device
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class FlowOptions(BaseModel):
@@ -67,9 +67,13 @@ class TinyBackbone(CausalBackbone):
         self._model = model
         self._vocabulary = vocabulary
         adapters = RoleAdapters(
-            {"trunk": model.trunk}, {role: {"trunk": _LINEAR} for role in Role}, request.lora, request.seed
+            {"trunk": model.trunk}, {role: {"trunk": LINEAR} for role in Role}, request.lora, request.seed
         )
         super().__init__(TinyCausal(model, vocabulary), adapters)
+
+    def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:
+        """See Backbone."""
+        return self._model, list(self._model.trunk.layers)
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from asg_core.decoding import ImageFeatureCache, Segment
+from asg_core.devices import tensor_on
 from asg_core.tiny.model import PIXELS, TinyModel
 from asg_core.tiny.vocabulary import ANSWER, BOS, EOS, SPECIALS, Vocabulary
 
@@ -55,7 +56,7 @@ class TinyCausal:
     def prefixes(self, images: Sequence[Image | None]) -> list[Segment]:
         """See CausalModel."""
         seen = iter(self.vision([image for image in images if image is not None]))
-        start = self.embed_tokens(torch.tensor([[self._start]], device=self._device))[0]
+        start = self.embed_tokens(tensor_on(self._device, [[self._start]]))[0]
         embeds = [start if image is None else torch.cat([start, next(seen)]) for image in images]
         return [
             Segment(embed, torch.arange(len(embed), device=self._device)[None], len(embed), causal=image is None)
@@ -64,7 +65,7 @@ class TinyCausal:
 
     def prompt(self, text: str) -> Segment:
         """See CausalModel."""
-        ids = torch.tensor([[*self._vocabulary.encode(text), self._answer]], device=self._device)
+        ids = tensor_on(self._device, [[*self._vocabulary.encode(text), self._answer]])
         return Segment(self.embed_tokens(ids)[0], torch.arange(ids.shape[1], device=self._device)[None], ids.shape[1])
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

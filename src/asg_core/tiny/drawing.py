@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from asg_core.devices import tensor_on
 from asg_core.tiny.model import CELLS, TinyModel
 
 
@@ -43,8 +44,8 @@ class Prompts:
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Prompts:
     """Lay out prompts of different lengths in one batch."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
+    ids = tensor_on(device, [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    lengths = tensor_on(device, [[len(prompt)] for prompt in prompts])
     columns = torch.arange(longest, device=device) - (longest - lengths)
     return Prompts(ids, columns >= 0, columns.clamp(min=0), lengths)
 

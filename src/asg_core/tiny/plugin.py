@@ -21,6 +21,8 @@ _COMMON: dict[str, Any] = {
     "weights_embedded": True,
     "images": "asg_core.tiny.images:write_images",
     "evaluation": "asg_core.tiny.evaluation:evaluate",
+    "truth": "asg_core.tiny.truth:TinyTruth",
+    "vocabulary": "asg_core.tiny.vocabulary:known_words",
 }
 
 MANIFEST = BackboneManifest(
@@ -28,6 +30,7 @@ MANIFEST = BackboneManifest(
     summary="embedded model of a world of coloured shapes; draws as image tokens; trains in minutes on one CPU thread",
     capabilities=Capabilities(text=True, image_loss="tokens", embed=True, gradient_checkpointing=False),
     factory="asg_core.tiny.backbone:load",
+    plan="asg_core.tiny.plan:plan",
     defaults=_DEFAULTS,
     **_COMMON,
 )
@@ -37,6 +40,7 @@ FLOW_MANIFEST = BackboneManifest(
     summary="the same embedded model, drawing by rectified flow instead of image tokens",
     capabilities=Capabilities(text=True, image_loss="flow", embed=True, gradient_checkpointing=False),
     factory="asg_core.tiny.backbone:load_flow",
+    plan="asg_core.tiny.plan:plan_flow",
     options="asg_core.tiny.backbone:FlowOptions",
     defaults=_DEFAULTS,
     **_COMMON,

@@ -97,6 +97,12 @@ class Vocabulary:
         return text
 
 
+def known_words() -> frozenset[str]:
+    """The words of the shipped model, lower case, without template tokens."""
+    serialised = json.loads(files("asg_core.tiny").joinpath("data/tokenizer.json").read_text(encoding="utf-8"))
+    return frozenset(serialised["model"]["vocab"]) - frozenset(SPECIALS)
+
+
 def serialise(tokenizer: Tokenizer) -> str:
     """Pretty JSON of a tokenizer, stable across runs."""
     return json.dumps(json.loads(tokenizer.to_str()), indent=1, sort_keys=True) + "\n"

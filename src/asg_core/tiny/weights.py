@@ -49,21 +49,13 @@ def load_base(directory: Path | None = None) -> TinyModel:
     Raises:
         WeightsError: the file is missing, damaged or of another shape.
     """
-    path = (directory or shipped()) / FILE_NAME
-    if not path.is_file():
-        raise WeightsError(
-            f"no weights at {path}",
-            "the file does not exist",
-            "run asg tiny pretrain --out DIR, or leave weights unset",
-        )
+    path = _existing(directory)
     try:
         with safe_open(path, framework="pt") as file:
-            config = TinyConfig(**json.loads((file.metadata() or {})["config"]))
+            config = _sizes(file.metadata())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise WeightsError(
-            f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged"
-        ) from error
+        raise _unreadable(path, error) from error
     # Building the model draws initial weights that are overwritten; the global random stream is not ours to move.
     with torch.random.fork_rng(devices=[]):
         model = TinyModel(config)
@@ -74,6 +66,35 @@ def load_base(directory: Path | None = None) -> TinyModel:
             f"{path} does not fit the model", str(error), "use a file written by this version"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def read_sizes(directory: Path | None = None) -> TinyConfig:
+    """The sizes in the header of :func:`load_base`'s file; reads no tensor. Raises WeightsError as that does."""
+    path = _existing(directory)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _sizes(file.metadata())
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _existing(directory: Path | None) -> Path:
+    path = (directory or shipped()) / FILE_NAME
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {path}",
+            "the file does not exist",
+            "run asg tiny pretrain --out DIR, or leave weights unset",
+        )
+    return path
+
+
+def _sizes(metadata: Mapping[str, str] | None) -> TinyConfig:
+    return TinyConfig(**json.loads((metadata or {})["config"]))
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged")
 
 
 def to_device(model: TinyModel, device: str, dtype: str) -> TinyModel:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL.Image import Image
-from torch import Tensor
 
 from asg_bagel import adapters
 from asg_bagel.checkpoint import LoadReport, load_model
 from asg_bagel.drawing import Drawing
-from asg_bagel.embedding import Embedding
 from asg_bagel.language import BagelText
 from asg_bagel.model import Bagel
 from asg_bagel.plugin import MANIFEST
@@ -59,10 +56,13 @@ class BagelBackbone(CausalBackbone):
             adapters.inject(model, request.lora, request.seed),
             list(model.language_model.model.layers) if request.gradient_checkpointing else [],
         )
-        self._embedding = Embedding(text, self.adapters)
         self._drawing = (
             Drawing(self.builder, self.adapters, options, request.gradient_checkpointing) if model.generation else None
         )
+
+    def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:
+        """See Backbone."""
+        return self.model, list(self.model.language_model.model.layers)
 
     @property
     def device(self) -> torch.device:
@@ -86,10 +86,6 @@ class BagelBackbone(CausalBackbone):
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: flow matching on the stored final latent, squared velocity difference to the base."""
         return self._can_draw.loss(samples, noise_seeds)
-
-    def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone: (n, hidden size)."""
-        return self._embedding(items)
 
     @property
     def _can_draw(self) -> Drawing:

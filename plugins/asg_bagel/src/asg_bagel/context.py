@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from asg_bagel.modeling import Decoder
 from asg_core.decoding import Segment
+from asg_core.devices import tensor_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def stack(contexts: Sequence[Context]) -> Rows:
         layers.append(tuple(torch.cat([_padded(pair[side], longest) for pair in pairs]) for side in (0, 1)))
     visible = None
     if min(lengths) < longest:
-        visible = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+        visible = torch.arange(longest, device=device) < tensor_on(device, lengths)[:, None]
     return Rows(_cache(layers), visible, counters)
 
 

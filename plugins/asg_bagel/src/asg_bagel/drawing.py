@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asg_bagel.autoencoder import decode_latent, to_images, to_map
+from asg_bagel.config import BagelConfig
 from asg_bagel.context import Context, read, stack
 from asg_bagel.flow import guided_network, noisy, squared_errors, training_time, velocity
 from asg_bagel.modeling import Recompute
@@ -20,6 +21,29 @@ from asg_bagel.settings import BagelOptions, Sampler
 from asg_core.errors import ConfigError
 from asg_core.lora import RoleAdapters
 from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+
+
+def rollout_side(config: BagelConfig) -> int:
+    """Latent tokens per side of a training candidate whose size is not set: 5/8 of the largest."""
+    return max(1, config.latent_side * 5 // 8)
+
+
+def grid_of(config: BagelConfig, sampler: Sampler, default: int) -> tuple[int, int]:
+    """(rows, columns) of latent tokens that ``sampler`` draws; ``default`` per side where it names no size.
+
+    Raises:
+        ConfigError: the size does not fit the checkpoint.
+    """
+    stride, side = config.image_stride, config.latent_side
+    sizes = [default * stride if size is None else size for size in (sampler.height, sampler.width)]
+    for size in sizes:
+        if size % stride or not stride <= size <= side * stride:
+            raise ConfigError(
+                f"an image side of {size} pixels cannot be drawn",
+                f"sides are multiples of {stride} up to {side * stride} for this checkpoint",
+                f"use {max(stride, min(size // stride, side) * stride)}",
+            )
+    return sizes[0] // stride, sizes[1] // stride
 
 
 class Drawing:
@@ -43,26 +67,14 @@ class Drawing:
     ) -> None:
         self._builder, self._adapters, self._options = builder, adapters, options
         self._recompute: Recompute | None = self._generator_again if checkpointing else None
+        config = builder.model.config
         self._grids = {
-            "quality": self._grid(options.quality, builder.model.config.latent_side),
-            "rollout": self._grid(options.rollout, max(1, builder.model.config.latent_side * 5 // 8)),
+            "quality": grid_of(config, options.quality, config.latent_side),
+            "rollout": grid_of(config, options.rollout, rollout_side(config)),
         }
 
     def _generator_again(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), self._adapters.use(Role.GENERATOR)
-
-    def _grid(self, sampler: Sampler, default: int) -> tuple[int, int]:
-        """(rows, columns) of latent tokens."""
-        stride, side = self._builder.model.config.image_stride, self._builder.model.config.latent_side
-        sizes = [default * stride if size is None else size for size in (sampler.height, sampler.width)]
-        for size in sizes:
-            if size % stride or not stride <= size <= side * stride:
-                raise ConfigError(
-                    f"an image side of {size} pixels cannot be drawn",
-                    f"sides are multiples of {stride} up to {side * stride} for this checkpoint",
-                    f"use {max(stride, min(size // stride, side) * stride)}",
-                )
-        return sizes[0] // stride, sizes[1] // stride
 
     @torch.no_grad()
     def draw(self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None) -> list[ImageSample]:

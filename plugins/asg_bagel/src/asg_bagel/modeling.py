@@ -23,6 +23,8 @@ from transformers.models.qwen2.modeling_qwen2 import (
     apply_rotary_pos_emb,
 )
 
+from asg_core.devices import tensor_on
+
 SUFFIX = "_moe_gen"
 """Marks the generation expert in tensor names: on the leaf for projections and norms, on the parent for the MLP."""
 
@@ -187,4 +189,4 @@ class LanguageModel(nn.Module):
 
 def stack_positions(counters: Sequence[int], length: int, device: torch.device) -> Tensor:
     """(B, length) long in which every token of row i is at position ``counters[i]``, as in an image segment."""
-    return torch.tensor(counters, device=device)[:, None].expand(-1, length)
+    return tensor_on(device, counters)[:, None].expand(-1, length)

@@ -13,6 +13,7 @@ MANIFEST = BackboneManifest(
     factory="asg_bagel.backbone:load",
     options="asg_bagel.settings:BagelOptions",
     parity="asg_bagel.parity:replay",
+    plan="asg_bagel.plan:plan",
     export="asg_bagel.export:export",
 )
 

@@ -15,6 +15,7 @@ from asg_bagel.model import Bagel
 from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels
 from asg_bagel.tokenizer import BagelTokenizer
 from asg_core.decoding import Segment
+from asg_core.devices import tensor_on
 
 MARKERS = 2
 """Markers lead a latent segment, so that understanding tokens come first; attention inside an image has no order."""
@@ -89,6 +90,6 @@ class SegmentBuilder:
         return Segment(embeds, positions, 1, causal=False)
 
     def _tokens(self, ids: Sequence[int]) -> Tensor:
-        index = torch.tensor(list(ids), dtype=torch.long, device=self.model.device)
+        index = tensor_on(self.model.device, list(ids), torch.long)
         embedded: Tensor = self.model.language_model.model.embed_tokens(index)
         return embedded

@@ -12,7 +12,6 @@ from torch import Tensor
 from asg_blip3o.checkpoint import Release, load_model, read_release
 from asg_blip3o.dims import pool_stride
 from asg_blip3o.drawing import Drawing
-from asg_blip3o.embedding import embed_items
 from asg_blip3o.eva import pool_features
 from asg_blip3o.language import LanguageModel
 from asg_blip3o.loading import LoadReport
@@ -62,6 +61,10 @@ class Blip3oBackbone(CausalBackbone):
             role_adapters(model, request.lora, request.seed, generator_language=self.options.generator_language_lora),
             list(model.vlm.model.language_model.layers) if request.gradient_checkpointing else [],
         )
+
+    def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:
+        """See Backbone."""
+        return self.model, list(self.model.vlm.model.language_model.layers)
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +158,6 @@ class Blip3oBackbone(CausalBackbone):
             torch.cat([point.sigmas for point in points]),
             torch.cat([point.noise for point in points]),
         )
-
-    def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone."""
-        with torch.no_grad(), self.adapters.use(None):
-            return embed_items(self.text, items)
 
 
 def load(request: LoadRequest) -> Blip3oBackbone:

@@ -63,16 +63,11 @@ def read_release(folder: Path) -> Release:
     )
 
 
-def load_model(
-    release: Release, options: Blip3oOptions, device: torch.device, dtype: torch.dtype
-) -> tuple[Blip3oModel, LoadReport]:
-    """Build the model and read its weights, one tensor at a time.
-
-    Returns:
-        The frozen model in eval mode, and the report over all files (decoder tensors under their folder's name).
+def empty_model(release: Release, options: Blip3oOptions) -> Blip3oModel:
+    """The model of a release on the meta device: names and shapes, no memory.
 
     Raises:
-        WeightsError: a tensor is missing, misshapen or unexpected. ConfigError: options that do not fit the model.
+        WeightsError: a tensor that shows a size is missing. ConfigError: options that do not fit the model.
     """
     main = shapes(release.main)
     n_query = int(release.config.get("n_query", 0)) or main.get("model.latent_queries", (1, 0))[1]
@@ -87,9 +82,23 @@ def load_model(
                 "leave real_image_target=false, or give a checkpoint that holds the tower",
             )
         tower = (eva_dims(main), options.eva_head_width)
-    model = build_empty(release.config, n_query, dims, grid, release.decoder_configs, tower)
+    return build_empty(release.config, n_query, dims, grid, release.decoder_configs, tower)
+
+
+def load_model(
+    release: Release, options: Blip3oOptions, device: torch.device, dtype: torch.dtype
+) -> tuple[Blip3oModel, LoadReport]:
+    """Build the model and read its weights, one tensor at a time.
+
+    Returns:
+        The frozen model in eval mode, and the report over all files (decoder tensors under their folder's name).
+
+    Raises:
+        WeightsError: a tensor is missing, misshapen or unexpected. ConfigError: options that do not fit the model.
+    """
+    model = empty_model(release, options)
     expected = main_slots(model)
-    unused = DEAD if tower else (*DEAD, EVA)
+    unused = DEAD if model.eva is not None else (*DEAD, EVA)
     if model.vlm.config.tie_word_embeddings:
         unused = (*unused, "lm_head.weight")
     reports = {"": compare(expected, release.main, unused)}

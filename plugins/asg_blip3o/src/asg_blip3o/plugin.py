@@ -13,6 +13,7 @@ MANIFEST = BackboneManifest(
     factory="asg_blip3o.backbone:load",
     options="asg_blip3o.options:Blip3oOptions",
     parity="asg_blip3o.parity:replay",
+    plan="asg_blip3o.plan:plan",
     export="asg_blip3o.export:export",
     defaults={"optimiser": {"lr_proposer": 1e-6, "lr_solver": 1e-6, "lr_generator": 5e-7}},
 )

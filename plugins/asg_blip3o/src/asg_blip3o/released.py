@@ -137,14 +137,15 @@ def randomise(model: Blip3oModel, device: torch.device, dtype: torch.dtype, seed
     model.settle()
 
 
-def random_backbone(files: Path, request: LoadRequest) -> Blip3oBackbone:
-    """The 8B model with random weights behind the four roles, for timing. 24.6 GB in bfloat16.
+def random_backbone(files: Path, request: LoadRequest, model: Blip3oModel | None = None) -> Blip3oBackbone:
+    """A model with random weights behind the four roles, for timing; the 8B one takes 24.6 GB in bfloat16.
 
     Args:
         files: a folder with tokenizer files of the family; any vocabulary that is not larger will do.
         request: device, dtype, adapters, options; its weights are not read.
+        model: an empty one of other sizes, as ``build_empty`` makes it; None: the 8B release.
     """
-    model = full_size_model()
+    model = full_size_model() if model is None else model
     randomise(model, torch.device(request.device), getattr(torch, request.dtype), request.seed)
     release = Release(files, CONFIG, (UNET, VAE, SCHEDULER), {}, {}, {}, "8B")
     return Blip3oBackbone(model, LoadReport((), (), (), ()), release, request)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from asg_core.lora import RoleAdapters, Targets
 from asg_core.manifest import LoraSettings
@@ -31,26 +25,3 @@ def inject(model: Vargpt, settings: LoraSettings, seed: int, *, on_decoder: bool
         modules["decoder"] = model.decoder
         targets[Role.GENERATOR]["decoder"] = DECODER
     return RoleAdapters(modules, targets, settings, seed)
-
-
-@contextmanager
-def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, ``layers`` keep no activations for the backward pass, which recomputes them under ``active()``.
-
-    Does nothing without gradients or layers. No layer may write to a cache.
-    """
-    if not layers or not torch.is_grad_enabled():
-        yield
-        return
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), active()
-
-    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    for layer in layers:
-        layer.forward = partial(run, layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

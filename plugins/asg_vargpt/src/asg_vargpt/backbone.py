@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
-from torch import Tensor, nn
+from torch import nn
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError, WeightsError
@@ -23,7 +22,6 @@ from asg_vargpt import adapters
 from asg_vargpt.candidates import Candidates
 from asg_vargpt.checkpoint import LoadReport, load_model
 from asg_vargpt.config import VargptOptions
-from asg_vargpt.embedding import Embedding
 from asg_vargpt.model import Vargpt
 from asg_vargpt.plugin import MANIFEST
 from asg_vargpt.preprocessing import image_processor
@@ -63,7 +61,6 @@ class VargptBackbone(CausalBackbone):
             if model.generation
             else None
         )
-        self._embedding = Embedding(text, self.adapters)
 
     @property
     def candidates(self) -> Candidates:
@@ -71,6 +68,10 @@ class VargptBackbone(CausalBackbone):
         if self._candidates is None:
             raise _cannot_draw()
         return self._candidates
+
+    def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:
+        """See Backbone."""
+        return self.model, list(self.model.language_model.layers)
 
     @property
     def device(self) -> torch.device:
@@ -95,10 +96,6 @@ class VargptBackbone(CausalBackbone):
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: mean bit cross-entropy on the stored bits, and per unit of the policy their log-probs."""
         return self.candidates.loss(samples)
-
-    def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone: (n, hidden size)."""
-        return self._embedding(items)
 
     def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
         """See Backbone."""

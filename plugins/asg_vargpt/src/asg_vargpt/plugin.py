@@ -13,6 +13,7 @@ MANIFEST = BackboneManifest(
     factory="asg_vargpt.backbone:load",
     options="asg_vargpt.config:VargptOptions",
     parity="asg_vargpt.parity:replay",
+    plan="asg_vargpt.plan:plan",
     export="asg_vargpt.export:export",
     defaults={"generate": {"update": "regression"}},
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asg_core.devices import tensor_on
 from asg_vargpt.attention import rope_of
 from asg_vargpt.decoder import Condition, level_of_positions, scale_mask
 from asg_vargpt.drawing import first_cells, start_condition
@@ -68,7 +69,7 @@ def conditional_logits(model: Vargpt, prompt: Sequence[int], bits: Tensor, sched
     batch, length = len(bits), len(prompt)
     bits = bits.to(model.device)
     condition = start_condition(model, batch)
-    ids = torch.tensor([list(prompt)], device=model.device).expand(batch, -1)
+    ids = tensor_on(model.device, [list(prompt)]).expand(batch, -1)
     cells = image_cells(model, condition, inputs_of(bits, schedule))
     embeds = torch.cat((model.language_model.embed_tokens(ids), model.projector_in(cells)), dim=1)
     hidden = language_hidden(model, embeds)

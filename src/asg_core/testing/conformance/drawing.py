@@ -51,9 +51,11 @@ def _seeds(subject: Subject) -> None:
     together = subject.draw(requests)
     torch.manual_seed(2)
     _same_drawings("again, other global seed", subject.draw(requests), together, subject)
+    expect(_differ(together[-2], together[-1]), "two seeds of one prompt give the same drawing")
+    if subject.backbone.dtype is not torch.float32:
+        return  # another batch rounds otherwise, which guidance and a token near its border amplify
     _same_drawings("in reverse order", subject.draw(requests[::-1])[::-1], together, subject)
     _same_drawings("alone", [subject.draw([request])[0] for request in requests], together, subject)
-    expect(_differ(together[-2], together[-1]), "two seeds of one prompt give the same drawing")
 
 
 @check(
@@ -90,7 +92,7 @@ def _adapter(subject: Subject) -> None:
 )
 def _without_guidance(subject: Subject) -> None:
     if subject.guidance_off is None:
-        raise NotApplicable("no options were given that switch guidance off")
+        raise NotApplicable("say how it is switched off: guidance_off in the test class, --guidance-off for asg check")
     backbone = subject.fresh(options=subject.guidance_off)
     for sample in backbone.generate(drawing_requests(), ImageSampling("rollout"), None):
         for name, tensor in tensors_of(sample):
@@ -270,9 +272,12 @@ def _differ(a: ImageSample, b: ImageSample) -> bool:
 
 
 def _same_drawings(name: str, got: list[ImageSample], wanted: list[ImageSample], subject: Subject) -> None:
-    """Tokens and sizes must agree exactly, latents and log-probs within the dtype's tolerance, pixels within one."""
+    """Tokens must agree exactly; latents, log-probs and pixels within the dtype's tolerance."""
     for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
         for (key, x), (_, y) in zip(tensors_of(a), tensors_of(b), strict=True):
             whole = not x.is_floating_point()
-            allowed = 1.0 if key == "pixels" else 0.0 if whole else subject.tolerance * max(1.0, float(y.abs().max()))
+            if key == "pixels":
+                allowed = subject.pixel_tolerance
+            else:
+                allowed = 0.0 if whole else subject.tolerance * max(1.0, float(y.abs().max()))
             close(f"drawing {i} {name}, {key}", x, y, allowed)

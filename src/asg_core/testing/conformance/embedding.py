@@ -24,7 +24,7 @@ def _unit(subject: Subject) -> None:
     expect(vectors.ndim == 2 and len(vectors) == len(items), f"shape {tuple(vectors.shape)} for {len(items)} items")
     close("lengths", vectors.norm(dim=-1), torch.ones(len(items)), 1e-4)
     alone = torch.cat([subject.backbone.embed([item]) for item in items])
-    close("in a batch against alone", vectors, alone, max(1e-4, subject.tolerance / 10))
+    close("in a batch against alone", vectors, alone, max(1e-4, subject.tolerance / 3))
 
 
 @check(

@@ -16,13 +16,16 @@ from asg_core.testing.conformance.subject import NEW_TOKENS, PROMPTS, Subject, d
 
 @check(
     "hygiene.modes",
-    "a call leaves grad mode, default dtype, threads and requires_grad as they were, under either grad mode",
+    "a call leaves train and eval mode, grad mode, default dtype, threads and requires_grad as they were",
     "use context managers (torch.no_grad(), RoleAdapters.use) instead of switches",
 )
 def _modes(subject: Subject) -> None:
     def state() -> tuple[object, ...]:
         wants = [w.requires_grad for role in subject.roles for w in subject.backbone.trainable(role).values()]
-        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), tuple(wants)
+        model = subject.backbone.shardable()
+        training = [module.training for module in model[0].modules()] if model else []
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+        return (*modes, tuple(wants), tuple(training))
 
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):

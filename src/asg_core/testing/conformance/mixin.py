@@ -62,4 +62,6 @@ class BackboneConformance:
         if outcome.status == "unexpected":
             pytest.fail(f"{check_id} was expected to fail ({outcome.reason}) and passes: take it out of the list")
         if outcome.status == "failed":
-            pytest.fail(f"{check.meaning}\n  found:  {outcome.reason}\n  remedy: {check.remedy}", pytrace=False)
+            if outcome.crash is not None:
+                raise outcome.crash
+            pytest.fail(f"{check.meaning}\n  found:  {outcome.reason}\n  remedy: {outcome.remedy}", pytrace=False)

@@ -118,7 +118,8 @@ def _no_stale_cache(subject: Subject) -> None:
                 other.trainable(role)[name].copy_(weight)
         updated = outputs(backbone, role)
         for key, wanted in outputs(other, role).items():
-            close(f"{role} after an update, {key}", updated[key], wanted, 1.0 if "pixels" in key else subject.tolerance)
+            allowed = subject.pixel_tolerance if "pixels" in key else subject.tolerance
+            close(f"{role} after an update, {key}", updated[key], wanted, allowed)
 
 
 def outputs(backbone: Backbone, role: Role | None) -> dict[str, Tensor]:

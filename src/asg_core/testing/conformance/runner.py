@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from asg_core.errors import AsgError, ConfigError, did_you_mean
@@ -22,11 +24,20 @@ class Outcome:
         status: "passed"; "failed"; "skipped" (does not apply); "expected" (failed as announced); "unexpected" (was
             announced to fail and passed, which is a failure: the announcement is out of date).
         reason: why it failed, was skipped, or was expected to fail; "" if passed.
+        crash: the exception of a call that the check made, if that is why it failed.
     """
 
     check: Check
     status: Literal["passed", "failed", "skipped", "expected", "unexpected"]
     reason: str = ""
+    crash: Exception | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a failure."""
+        return (
+            "the call crashed before anything could be compared: mend that first" if self.crash else self.check.remedy
+        )
 
     @property
     def good(self) -> bool:
@@ -59,6 +70,7 @@ def check_backbone(
     only: Sequence[str] = (),
     image_size: tuple[int, int] | None = None,
     guidance_off: Mapping[str, Any] | None = None,
+    each: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Report:
     """Run the conformance checks on a backbone.
 
@@ -70,6 +82,7 @@ def check_backbone(
         only: run the checks whose id starts with one of these; all if there are none.
         image_size: (width, height) of drawn images in the rollout profile, or None if any one size is right.
         guidance_off: options with which the backbone draws without guidance, or None if there are none.
+        each: called with every outcome as soon as there is one.
 
     Raises:
         ConfigError: ``expected_failures`` names an unknown check.
@@ -78,7 +91,11 @@ def check_backbone(
     expected = dict(expected_failures or {})
     check_names(expected)
     subject = Subject(factory, image_size, guidance_off)
-    return Report(tuple(run_check(check, subject, expected.get(check.id)) for check in selected(profile, only)))
+    outcomes = []
+    for check in selected(profile, only):
+        outcomes.append(run_check(check, subject, expected.get(check.id)))
+        each(outcomes[-1])
+    return Report(tuple(outcomes))
 
 
 def selected(profile: Profile, only: Sequence[str] = ()) -> list[Check]:
@@ -112,6 +129,7 @@ def run_check(check: Check, subject: Subject, expected: str | None = None) -> Ou
     lacking = subject.lacks(check.needs)
     if lacking is not None:
         return Outcome(check, "skipped", lacking)
+    crash: Exception | None = None
     try:
         check.run(subject)
     except NotApplicable as reason:
@@ -119,9 +137,19 @@ def run_check(check: Check, subject: Subject, expected: str | None = None) -> Ou
     except Violation as violation:
         problem = str(violation)
     except Exception as error:  # noqa: BLE001 - the code under test may raise anything; all of it is a failed check
-        problem = f"{type(error).__name__}: {error.what if isinstance(error, AsgError) else error}"
+        crash = error
+        message = error.what if isinstance(error, AsgError) else " ".join(str(error).split())
+        problem = f"{type(error).__name__}: {message}, at {_origin(error)}"
     else:
         return Outcome(check, "passed") if expected is None else Outcome(check, "unexpected", expected)
     finally:
         subject.reset()
-    return Outcome(check, "failed", problem) if expected is None else Outcome(check, "expected", expected)
+    return Outcome(check, "failed", problem, crash) if expected is None else Outcome(check, "expected", expected)
+
+
+def _origin(error: Exception) -> str:
+    """Where an exception came from: the innermost line that is neither the core's nor a library's, else the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "asg_core" not in Path(f.filename).parts]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"

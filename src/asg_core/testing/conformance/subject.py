@@ -83,18 +83,28 @@ class Subject:
         """Largest difference of two log-probs, nats, that counts as equal in the base's dtype."""
         return _TOLERANCE.get(self.backbone.dtype, 0.1)
 
+    @property
+    def pixel_tolerance(self) -> float:
+        """Largest difference of two pixels, 0 to 255, that counts as equal in the base's dtype."""
+        return max(1.0, 255 * self.tolerance)
+
     def lacks(self, needs: Sequence[Need]) -> str | None:
         """Why a check with these needs cannot run, or None if it can."""
         can = self.capabilities
-        present: dict[Need, bool] = {
-            "text": can.text,
-            "drawing": can.image_loss is not None,
-            "tokens": can.image_loss == "tokens",
-            "flow": can.image_loss == "flow",
-            "embed": can.embed,
-            "float32": self.backbone.dtype is torch.float32,
-        }
-        return next((f"the backbone has no {need}" for need in needs if not present[need]), None)
+        missing: dict[Need, str] = {}
+        if not can.text:
+            missing["text"] = "the backbone has no text roles"
+        if can.image_loss is None:
+            missing["drawing"] = "the backbone does not draw"
+        if can.image_loss != "tokens":
+            missing["tokens"] = "the backbone does not draw image tokens"
+        if can.image_loss != "flow":
+            missing["flow"] = "the backbone does not draw by a flow"
+        if not can.embed:
+            missing["embed"] = "the backbone does not embed"
+        if self.backbone.dtype is not torch.float32:
+            missing["float32"] = f"it needs a base in float32, this one is {self.backbone.dtype}"
+        return next((missing[need] for need in needs if need in missing), None)
 
     def reset(self) -> None:
         """Undo what a check did to the shared backbone's adapters."""

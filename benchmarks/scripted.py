@@ -1,0 +1,90 @@
+"""Texts for a model with random weights, so that a step goes all its way: questions parse, votes differ, specs hold.
+
+The tokens, log-probs and entropies of a sample stay those that the model produced, at full length, so every pass costs
+what it costs; only the *text* that the step reads is replaced. Rewards and losses therefore mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from one_by_one import Wrapped
+from PIL.Image import Image
+
+from asg_core.causal_backbone import CausalBackbone
+from asg_core.prompts import CAPTION_PROMPT, SPEC_PROMPT
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
+
+SPEC = (
+    "Prompt: a red square above a blue circle Q: What colour is the square? A: red "
+    "Q: What colour is the circle? A: blue Q: What colour is the background? A: white"
+)
+CAPTION = "a red square above a blue circle"
+AGREEING = (4, 5, 6)
+"""Answers that agree, by question: three different votes, so that the Proposer has something to learn."""
+
+
+class EndlessText:
+    """A text model that no token stops, so that every completion has the full length."""
+
+    stop_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def endless(backbone: Backbone) -> None:
+    """Let no completion of ``backbone`` end early. Raises TypeError if it does not decode through the core."""
+    if not isinstance(backbone, CausalBackbone):
+        raise TypeError(f"{type(backbone).__name__} is no CausalBackbone")
+    backbone.text = EndlessText(backbone.text)
+
+
+class Scripted(Wrapped):
+    """Replaces texts.
+
+    Args:
+        inner: the real model, or a wrapper of it.
+        sources: the images that a step starts from; answers on any other image are about a candidate.
+        framings: N, answers to one question in a row.
+    """
+
+    def __init__(self, inner: Backbone, sources: Sequence[Image], framings: int) -> None:
+        super().__init__(inner)
+        self._sources, self._framings = {id(image) for image in sources}, framings
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        samples = super().ask(requests, sampling, role)
+        return [
+            _say(s, SPEC if s.request.prompt == SPEC_PROMPT else f"What colour is shape number {i + 1}?")
+            for i, s in enumerate(samples)
+        ]
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        samples = super().solve(requests, sampling, role)
+        return [_say(s, self._answer(i, s.request, sampling)) for i, s in enumerate(samples)]
+
+    def _answer(self, index: int, request: TextRequest, sampling: TextSampling) -> str:
+        if request.prompt == CAPTION_PROMPT:
+            return CAPTION
+        if sampling.temperature == 0:
+            return "red" if id(request.image) in self._sources else ("red", "blue")[request.seed % 2]
+        question, place = divmod(index, self._framings)
+        agreeing = AGREEING[question % len(AGREEING)] * self._framings // 7
+        return "red" if place < agreeing else ("blue", "green")[place % 2]
+
+
+def _say(sample: TextSample, text: str) -> TextSample:
+    """``sample`` with another text, all of it attributed to its first token."""
+    return replace(sample, text=text, pieces=(text, *[""] * (len(sample.token_ids) - 1)), finish_reason="stop")

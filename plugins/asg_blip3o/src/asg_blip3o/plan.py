@@ -1,0 +1,179 @@
+"""The sizes of a BLIP3o release for ``asg plan``: configuration files and headers, and a model without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asg_blip3o.checkpoint import empty_model, read_release
+from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.options import Blip3oOptions
+from asg_blip3o.preprocessing import ImagePatches, clamp_size
+from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS, LANGUAGE_MODULE, LANGUAGE_TARGETS
+from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
+from asg_core.manifest import LoadRequest
+from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
+from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk
+from asg_core.roles import Role
+
+
+def plan(request: LoadRequest) -> ModelShape:
+    """The manifest's plan target. Raises WeightsError or ConfigError as loading does."""
+    release = read_release(Path(str(request.weights)))
+    options: Blip3oOptions = request.options or Blip3oOptions()
+    return shape_of(empty_model(release, options), release.folder, request)
+
+
+def shape_of(model: Blip3oModel, files: Path, request: LoadRequest) -> ModelShape:
+    """The shape of a model without memory.
+
+    Args:
+        model: as ``build_empty`` makes it.
+        files: tokenizer files and, if there is one, ``preprocessor_config.json``.
+        request: dtype, options, adapters' rank.
+    """
+    options: Blip3oOptions = request.options or Blip3oOptions()
+    dtype: torch.dtype = getattr(torch, request.dtype)
+    model.to("meta")
+    vocabulary = Vocabulary(files)
+    sizes = model.vlm.config.text_config
+    language = model.vlm.model.language_model
+    trunk = Trunk(
+        layers=sizes.num_hidden_layers,
+        width=sizes.hidden_size,
+        heads=sizes.num_attention_heads,
+        kv_heads=sizes.num_key_value_heads,
+        head_width=sizes.hidden_size // sizes.num_attention_heads,
+        ffn=sizes.intermediate_size,
+        vocabulary=model.vlm.lm_head.out_features,
+        parameters=matrix_parameters(language),
+        itemsize=dtype.itemsize,
+    )
+    carried = {
+        LANGUAGE_MODULE: adapter_parameters(language, LANGUAGE_TARGETS, request.lora.rank),
+        FLOW_MODULE: adapter_parameters(model.flow, FLOW_TARGETS, request.lora.rank),
+    }
+    joint = carried[LANGUAGE_MODULE] if options.generator_language_lora else 0
+    patches = ImagePatches(files, options.min_image_side, options.max_image_side)
+    tail, header = (len(vocabulary.encode(text)) for text in (ASSISTANT, SYSTEM + USER))
+    return ModelShape(
+        parts=_parts(model, options, dtype),
+        trunk=trunk,
+        adapters={
+            Role.PROPOSER: carried[LANGUAGE_MODULE],
+            Role.SOLVER: carried[LANGUAGE_MODULE],
+            Role.GENERATOR: carried[FLOW_MODULE] + joint,
+        },
+        see=_seeing(model, patches, header),
+        prompt_tokens=lambda text: len(vocabulary.encode_plain(text)) + tail,
+        drawing=_drawing(model, options, trunk) if options.drawing else None,
+    )
+
+
+def _parts(model: Blip3oModel, options: Blip3oOptions, dtype: torch.dtype) -> tuple[Part, ...]:
+    # The autoencoder overflows in float16; without drawing the decoder is not read and the flow stays on the host.
+    vae = torch.float32 if dtype == torch.float16 else dtype
+    drawing = (
+        part_of("queries and flow", dtype, model.latent_queries, model.flow),
+        part_of("decoder", dtype, model.decoder.unet),
+        part_of("autoencoder", vae, model.decoder.vae),
+    )
+    tower = () if model.eva is None else (part_of("EVA-CLIP tower", dtype, model.eva),)
+    return (
+        part_of("text", dtype, model.vlm.model.language_model, model.vlm.lm_head),
+        part_of("vision", dtype, model.vlm.model.visual),
+        *(drawing if options.drawing else [part_of("queries", dtype, model.latent_queries)]),
+        *tower,
+    )
+
+
+def _seeing(model: Blip3oModel, patches: ImagePatches, header: int) -> Callable[[int, int], SeenImage]:
+    vision: Any = model.vlm.config.vision_config
+    merge = vision.spatial_merge_size
+    blocks = matrix_parameters(model.vlm.model.visual.blocks)
+    merger = matrix_parameters(model.vlm.model.visual.merger)
+    full = len(vision.fullatt_block_indexes)
+    window = (vision.window_size // vision.patch_size) ** 2
+
+    def see(width: int, height: int) -> SeenImage:
+        clamped = clamp_size(width, height, patches.min_side, patches.max_side, patches.multiple)
+        rows, columns = (side // vision.patch_size for side in patches.target_size(clamped[1], clamped[0]))
+        count = rows * columns
+        tokens = count // merge**2
+        keys = full * count + (vision.depth - full) * min(window, count)
+        attention = 4.0 * vision.hidden_size * count * keys
+        flops = 2.0 * (blocks * count + merger * tokens) + attention
+        return SeenImage(header + 1 + tokens + 1, flops, vision.depth)
+
+    return see
+
+
+def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawing:
+    sampler, flow, decoder = options.rollout, model.flow, model.decoder
+    tokens = flow.grid**2
+    query = DRAWING_PROMPT + 1 + model.n_query
+
+    def stage1(rows: int) -> float:
+        x = torch.empty(rows, *flow.sample_shape, device="meta", dtype=torch.float32)
+        context = torch.empty(rows, model.n_query, flow.dims.context, device="meta", dtype=torch.float32)
+        return counted_flops(flow, x, torch.zeros(rows, device="meta", dtype=torch.long), context)
+
+    rows = 2 if sampler.decoder_guidance != 1 else 1
+    shape = decoder.latent_shape(sampler.height, sampler.width)
+    features = torch.empty(rows, tokens, flow.dims.channels, device="meta")
+    noise = torch.empty(1, *shape, device="meta")
+    added = {"text_embeds": features.mean(dim=1), "time_ids": decoder.time_ids(noise, rows)}
+    step = counted_flops(
+        decoder.unet,
+        noise.expand(rows, -1, -1, -1),
+        torch.zeros((), device="meta"),
+        encoder_hidden_states=features,
+        added_cond_kwargs=added,
+    )
+    widest = int(decoder.vae.config.block_out_channels[0])
+    dit = matrix_parameters(flow)
+    width = flow.dims.width
+    per_token = 4 * (8 * width + flow.dims.ffn) + trunk.itemsize * (4 * width + 4 * flow.dims.ffn)
+    through_language = trunk.saved_bytes(query, query) if options.generator_language_lora else 0
+    return Drawing(
+        size=(sampler.width, sampler.height),
+        stages=(
+            DrawingStage("queries", 1, trunk.flops(query, query / 2), trunk.parameters, trunk.layers),
+            DrawingStage(
+                "features",
+                sampler.flow_steps,
+                sampler.flow_steps * stage1(2 if sampler.flow_guidance != 1 else 1),
+                dit,
+                flow.dims.layers,
+            ),
+            DrawingStage(
+                "decoder",
+                sampler.decoder_steps,
+                sampler.decoder_steps * step,
+                sum(p.numel() for p in decoder.unet.parameters()),
+                sum(type(m).__name__ in ("BasicTransformerBlock", "ResnetBlock2D") for m in decoder.unet.modules()),
+            ),
+            DrawingStage(
+                "pixels",
+                1,
+                counted_flops(decoder.vae.decode, noise, return_dict=False),
+                sum(p.numel() for p in decoder.vae.decoder.parameters()),
+                sum(type(m).__name__ == "ResnetBlock2D" for m in decoder.vae.decoder.modules()),
+            ),
+        ),
+        batch=options.images_per_batch,
+        # the UNet's skip connections of both guidance rows at full latent size
+        bytes_per_image=12
+        * rows
+        * int(decoder.unet.config.block_out_channels[0])
+        * shape[1]
+        * shape[2]
+        * trunk.itemsize,
+        bytes_once=8 * widest * sampler.width * sampler.height * trunk.itemsize,
+        loss_flops=stage1(1) + trunk.flops(query, query / 2),
+        loss_bytes=flow.dims.layers * tokens * per_token + through_language,
+        loss_layers=flow.dims.layers + trunk.layers,
+    )

@@ -1,0 +1,71 @@
+"""What a step costs, counted on the recorded checkpoint with the core's own step functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from asg_blip3o.backbone import Blip3oBackbone
+from PIL import Image
+
+from asg_core.config import RunConfig
+from asg_core.roles import Role
+from asg_core.testing.counting import CountedStep, excess, generation, understanding
+
+LANGUAGE, VISION = "language_model.layers", "visual.blocks"
+ASKED, ANSWERED, CANDIDATES = 12, 4, 3
+CONFIG = RunConfig.model_validate(
+    {
+        "ask": {"max_new_tokens": ASKED, "spec_max_new_tokens": 16},
+        "solve": {"max_new_tokens": ANSWERED, "caption_max_new_tokens": 6},
+        "generate": {"candidates": CANDIDATES},
+        "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+    }
+)
+
+Load = Callable[..., Blip3oBackbone]
+Picture = Callable[..., Image.Image]
+
+
+@pytest.fixture(scope="module")
+def images(picture: Picture) -> list[Image.Image]:
+    return [picture(1), picture(2, 88, 60)]
+
+
+@pytest.fixture(scope="module")
+def understood(load: Load, images: list[Image.Image]) -> CountedStep:
+    return understanding(load(), images, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def drawn(load: Load, images: list[Image.Image]) -> CountedStep:
+    return generation(load(), images, CONFIG)
+
+
+def test_an_understanding_step_stays_below_its_bars(understood: CountedStep, images: list[Image.Image]) -> None:
+    costs = understood.costs
+    assert excess(understood, language=LANGUAGE) == []
+    assert costs.network(VISION).passes == 1
+    assert costs.network(LANGUAGE).passes <= ASKED + 2 * ANSWERED + 12
+    image = understood.prefills[0][1]
+    assert [rows for rows, width in understood.prefills if width == image] == [len(images)] * 4
+    # where nothing is kept, image and prompt are one pass
+    assert understood.prefills.count((len(images), image + understood.prefills[1][1])) == 1
+    assert costs.backwards == costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
+
+
+def test_a_generation_step_sees_every_picture_once_and_learns_in_one_step(drawn: CountedStep) -> None:
+    costs = drawn.costs
+    assert excess(drawn, language=LANGUAGE) == []
+    # the pictures of the step at its beginning, all candidates when they are judged
+    assert (costs.network(VISION, "ask").passes, costs.network(VISION, "score").passes) == (1, 1)
+    assert costs.backwards == costs.optimiser_steps == {Role.GENERATOR: 1}
+
+
+def test_candidates_are_one_batch(drawn: CountedStep, images: list[Image.Image]) -> None:
+    """Both branches of all candidates, and of the decoder's negative, in one call per step."""
+    drawings = len(images) * CANDIDATES
+    features, decoder = (drawn.costs.network(name, "generate") for name in ("dit.layers", "unet.down_blocks"))
+    assert (features.passes, features.rows) == (4, 4 * 2 * (drawings + 1))
+    assert (decoder.passes, decoder.rows) == (3, 3 * 2 * drawings)
+    assert drawn.costs.network(LANGUAGE, "generate").passes == 1

@@ -1,0 +1,136 @@
+"""The sizes of a VARGPT checkpoint for ``asg plan``: configuration and headers, and a model without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from asg_core.manifest import LoadRequest
+from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
+from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk
+from asg_core.roles import Role
+from asg_vargpt.adapters import DECODER, LANGUAGE_MODEL
+from asg_vargpt.architecture import infer
+from asg_vargpt.checkpoint import CONFIG, empty_model
+from asg_vargpt.config import VargptOptions, per_scale
+from asg_vargpt.files import read_json, stored_tensors
+from asg_vargpt.model import Vargpt
+from asg_vargpt.scales import schedule
+from asg_vargpt.text import HEADER, TAIL, load_tokenizer
+
+
+def plan(request: LoadRequest) -> ModelShape:
+    """The manifest's plan target. Raises WeightsError or ConfigError as loading does."""
+    folder = Path(str(request.weights))
+    config = read_json(folder / CONFIG)
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(folder).items()}
+    options: VargptOptions = request.options or VargptOptions()
+    return shape_of(empty_model(config, infer(config, shapes), generation=options.generation), folder, request)
+
+
+def shape_of(model: Vargpt, files: Path, request: LoadRequest) -> ModelShape:
+    """The shape of a model without memory; ``files`` holds its tokenizer."""
+    options: VargptOptions = request.options or VargptOptions()
+    dtype: torch.dtype = getattr(torch, request.dtype)
+    sizes = model.qwen.config.text_config
+    trunk = Trunk(
+        layers=sizes.num_hidden_layers,
+        width=sizes.hidden_size,
+        heads=sizes.num_attention_heads,
+        kv_heads=sizes.num_key_value_heads,
+        head_width=sizes.hidden_size // sizes.num_attention_heads,
+        ffn=sizes.intermediate_size,
+        vocabulary=sizes.vocab_size,
+        parameters=matrix_parameters(model.language_model),
+        itemsize=dtype.itemsize,
+    )
+    tokenizer = load_tokenizer(files)
+
+    def count(text: str, special: bool) -> int:
+        return len(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
+
+    tail = count(TAIL, special=True)
+    text = adapter_parameters(model.language_model, LANGUAGE_MODEL, request.lora.rank)
+    adapters = {Role.PROPOSER: text, Role.SOLVER: text}
+    if model.generation:
+        on_decoder = options.generator_adapter == "language_model_and_decoder"
+        more = adapter_parameters(model.decoder, DECODER, request.lora.rank) if on_decoder else 0
+        adapters[Role.GENERATOR] = text + more
+    return ModelShape(
+        parts=_parts(model, dtype),
+        trunk=trunk,
+        adapters=adapters,
+        see=_seeing(model, options, count(HEADER, special=True)),
+        prompt_tokens=lambda text: count(text, special=False) + tail,
+        drawing=_drawing(model, options, trunk) if model.generation else None,
+    )
+
+
+def _parts(model: Vargpt, dtype: torch.dtype) -> tuple[Part, ...]:
+    text = part_of("text", dtype, model.language_model, model.qwen.lm_head)
+    vision = part_of("vision", dtype, model.visual)
+    if not model.generation:
+        return text, vision
+    drawing = (model.projector_in, model.projector_out, model.sos_embedding, model.decoder)
+    return text, vision, part_of("drawing", dtype, *drawing), part_of("autoencoder", torch.float32, model.vae)
+
+
+def _seeing(model: Vargpt, options: VargptOptions, header: int) -> Callable[[int, int], SeenImage]:
+    vision: Any = model.qwen.config.vision_config
+    blocks, merger = matrix_parameters(model.visual.blocks), matrix_parameters(model.visual.merger)
+    merge = vision.spatial_merge_size
+
+    def see(width: int, height: int) -> SeenImage:
+        multiple = vision.patch_size * merge
+        resized = smart_resize(height, width, multiple, options.min_pixels, options.max_pixels)
+        count = int(resized[0] // vision.patch_size) * int(resized[1] // vision.patch_size)
+        tokens = count // merge**2
+        flops = 2.0 * (blocks * count + merger * tokens) + 4.0 * vision.depth * vision.embed_dim * count**2
+        return SeenImage(header + 1 + tokens + 1, flops, vision.depth)
+
+    return see
+
+
+def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk) -> Drawing:
+    sampler, decoder = options.rollout, model.decoder.shape
+    plan = schedule(sampler.aspect_ratio, sampler.resolution)
+    scales, positions = len(plan.grids), plan.positions
+    guided = any(g != 1 for g in per_scale("guidance", sampler.guidance, scales))
+    rows = 2 if guided else 1
+    seen = list(accumulate(plan.lengths))
+    causal = sum(length * (DRAWING_PROMPT + end - length / 2) for length, end in zip(plan.lengths, seen, strict=True))
+    alone = sum(length**2 for length in plan.lengths) if guided else 0
+    attention = 4.0 * trunk.layers * trunk.heads * trunk.head_width
+    language = 2.0 * trunk.parameters * (rows * positions + DRAWING_PROMPT) + attention * (causal + alone)
+    # Keys and values of the cross-attention are computed once per prompt.
+    read_once = sum(matrix_parameters(block.get_submodule("ca.mat_kv")) for block in model.decoder.blocks)
+    per_cell = sum(map(matrix_parameters, (model.projector_in, model.projector_out, model.decoder.blocks))) - read_once
+    blockwise = sum(length * end for length, end in zip(plan.lengths, seen, strict=True)) + positions * DRAWING_PROMPT
+    cells = 2.0 * per_cell * positions + 4.0 * decoder.depth * decoder.width * blockwise
+    width, height = plan.pixels[1], plan.pixels[0]
+    latent = torch.empty(1, decoder.bits, *plan.grids[-1], device="meta", dtype=torch.float32)
+    forward = 2.0 * trunk.parameters * (positions + DRAWING_PROMPT) + attention * causal + cells
+    inner = 4 * (8 * decoder.width) + trunk.itemsize * (8 * decoder.width + 4 * decoder.ffn_width)
+    pixel_parameters = sum(parameter.numel() for parameter in model.vae.decoder.parameters())
+    return Drawing(
+        size=(width, height),
+        stages=(
+            DrawingStage("scales, language model", scales, language, trunk.parameters, rows * trunk.layers),
+            DrawingStage("scales, decoder", scales, rows * cells, per_cell, decoder.depth),
+            # the autoencoder is float32: as many bytes as twice its parameters in bfloat16
+            DrawingStage("pixels", 1, counted_flops(model.vae.decode, latent), 2 * pixel_parameters, 20),
+        ),
+        batch=options.draw_batch,
+        bytes_per_image=trunk.kv_bytes * (DRAWING_PROMPT + positions)
+        + 2 * rows * decoder.depth * decoder.width * positions * trunk.itemsize,
+        bytes_once=8 * model.architecture.vae.widths[0] * width * height * 4,
+        loss_flops=forward,
+        loss_bytes=trunk.saved_bytes(positions + DRAWING_PROMPT, positions + DRAWING_PROMPT)
+        + decoder.depth * positions * inner,
+        loss_layers=trunk.layers + decoder.depth,
+    )

@@ -1,0 +1,40 @@
+"""``asg new``: the skeleton of something a user writes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "new",
+        help="start a package of your own",
+        description="Write the skeleton of a package.",
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True)
+    adapter = kinds.add_parser(
+        "adapter",
+        help="a backbone plugin for your own model",
+        description="Write a backbone plugin that installs, runs text-only on a tiny random model, and is tested; "
+        "its README lists what is left to write.",
+        allow_abbrev=False,
+    )
+    adapter.add_argument("name", metavar="NAME", help="of the backbone: lower-case letters, digits, underscores")
+    adapter.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files and say what to do next."""
+    from asg_core.scaffold import write_adapter
+
+    folder = write_adapter(args.name, args.into)
+    print(f"wrote {folder}; next:")
+    print(f"  pip install -e {folder}")
+    print(f"  pytest {folder}")
+    print(f"  and go on as {folder / 'README.md'} says")
+    return 0

@@ -1,0 +1,209 @@
+"""``asg plan``: parameters, memory and time of a run, counted from headers and configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asg_core.cli.common import add_json, print_json
+from asg_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asg_core.config import RunConfig
+    from asg_core.planning import Accelerator, ModelShape, Phase, StepMemory
+
+GIB = 2**30
+
+EXAMPLES = """\
+examples:
+  asg plan backbone=bagel weights=BAGEL                          will it fit an H100, and how long is a step?
+  asg plan my.yaml --device-name a100 --memory-gib 40            another device
+  asg plan my.yaml gradient_checkpointing=true --image 448x448   other settings, smaller images
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser(
+        "plan",
+        help="count parameters, memory and time of a run before loading anything",
+        description="Count from headers and configuration what asg train with the same words would need. Nothing is "
+        "measured: memory is an upper bound on what is counted, time a lower bound.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="CONFIG.yaml | key=value", help="a configuration file first, then settings"
+    )
+    parser.add_argument("--device-name", default="h100", metavar="NAME", help="h100 (default), h200, a100, ...")
+    parser.add_argument("--memory-gib", type=float, metavar="X", help="memory of the device (default: its own)")
+    parser.add_argument("--image", default="1024x1024", metavar="WxH", help="size of your images, pixels (1024x1024)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON of benchmarks/gpu.py, to compare with")
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; 0 even if nothing fits, because that is an answer."""
+    from asg_core.cli.train import split_config
+    from asg_core.config_io import load_run_config
+    from asg_core.planning import find_accelerator, model_shape
+
+    size = _size(args.image)
+    device = find_accelerator(args.device_name)
+    memory = device.memory if args.memory_gib is None else int(args.memory_gib * GIB)
+    if memory <= 0:
+        raise ConfigError(f"--memory-gib {args.memory_gib} cannot be used", "it must be > 0", "e.g. --memory-gib 40")
+    config = load_run_config(*split_config(args.overrides))
+    plan = _plan(model_shape(config), config, size, device, memory)
+    plan["measured"] = _measured(args.results, config.backbone, device)
+    if args.json:
+        print_json(plan)
+    else:
+        _print(plan)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ConfigError(f"--image {text} is not a size", "it is WIDTHxHEIGHT in pixels", "e.g. --image 1024x768")
+    return int(width), int(height)
+
+
+def _plan(
+    shape: ModelShape, config: RunConfig, size: tuple[int, int], device: Accelerator, memory: int
+) -> dict[str, Any]:
+    from asg_core.planning import (
+        generation_memory,
+        generation_phases,
+        images_that_fit,
+        understanding_memory,
+        understanding_phases,
+    )
+    from asg_core.schedule import kinds
+
+    def step(kind: str, images: int, needs: StepMemory, phases: list[Phase]) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "images": images,
+            "bytes": {**vars(needs), "peak": needs.peak},
+            "fits": needs.peak <= memory,
+            "images_that_fit": images_that_fit(shape, config, size, memory, kind=kind),
+            "phases": [
+                {**vars(p), "seconds": p.seconds(device), "seconds_captured": p.seconds(device, launches=False)}
+                for p in phases
+            ],
+        }
+
+    planned = kinds(config.steps, config.schedule)
+    steps = []
+    if "understanding" in planned:
+        n = config.images_per_step
+        steps.append(
+            step(
+                "understanding",
+                n,
+                understanding_memory(shape, config, size, n),
+                understanding_phases(shape, config, size, n),
+            )
+        )
+    if "generation" in planned and shape.drawing is not None:
+        n = config.generate.prompts_per_step
+        steps.append(
+            step("generation", n, generation_memory(shape, config, size, n), generation_phases(shape, config, size, n))
+        )
+    return {
+        "backbone": config.backbone,
+        "device": device.name,
+        "memory_bytes": memory,
+        "image": list(size),
+        "image_tokens": shape.see(*size).tokens,
+        "parts": [vars(part) for part in shape.parts],
+        "parameters": shape.parameters,
+        "weight_bytes": shape.weight_bytes,
+        "adapters": {role.value: count for role, count in shape.adapters.items()},
+        "kv_bytes_per_token": shape.trunk.kv_bytes,
+        "steps": steps,
+    }
+
+
+def _measured(results: Path | None, backbone: str, device: Accelerator) -> list[dict[str, Any]]:
+    """Steps of ``backbone`` on ``device`` in a results file of benchmarks/gpu.py."""
+    if results is None:
+        return []
+    try:
+        data = json.loads(results.read_text(encoding="utf-8"))
+        if device.title.lower() not in str(data["device"]).lower():
+            return []
+        rows = data["backbones"].get(backbone, [])
+        return [row for row in rows if row["section"].endswith("step") and row["unit"] == "s"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--results {results} cannot be used", repr(error), "give a file that benchmarks/gpu.py --json wrote"
+        ) from error
+
+
+def _print(plan: dict[str, Any]) -> None:
+    from asg_core.cli.tables import print_table
+
+    parts = [(p["name"], f"{p['parameters']:,}", _gib(p["bytes"])) for p in plan["parts"]]
+    parts.append(("frozen base", f"{plan['parameters']:,}", _gib(plan["weight_bytes"])))
+    parts += [(f"{role} adapter", f"{count:,}", _gib(4 * count)) for role, count in plan["adapters"].items()]
+    print_table((plan["backbone"], "parameters", "GiB"), parts, numeric_from=1)
+    width, height = plan["image"]
+    cache = plan["kv_bytes_per_token"] / 1024
+    print(f"\nan image of {width}x{height} pixels is {plan['image_tokens']} tokens; {cache:.3g} KiB of cache a token")
+    for step in plan["steps"]:
+        _print_step(step, plan)
+    if not plan["measured"]:
+        print(f"\nno measurement for {plan['device']}; benchmarks/gpu.py --json FILE makes one for --results FILE")
+    else:
+        print()
+        print_table(
+            ("measured", "seconds"),
+            [(f"{row['section']}, {row['name']}", f"{row['value']:.2f}") for row in plan["measured"]],
+            numeric_from=1,
+        )
+
+
+def _print_step(step: dict[str, Any], plan: dict[str, Any]) -> None:
+    from asg_core.cli.tables import print_table
+
+    what = "images" if step["kind"] == "understanding" else "prompts"
+    memory = plan["memory_bytes"]
+    print(f"\n{step['kind']} step, {step['images']} {what}: memory")
+    print_table(("what", "GiB"), [(name, _gib(value)) for name, value in step["bytes"].items()], numeric_from=1)
+    verdict = "fits" if step["fits"] else "DOES NOT FIT"
+    print(f"{verdict} {memory / GIB:.0f} GiB; at most {step['images_that_fit']} {what} a step fit")
+    print(f"\n{step['kind']} step, {step['images']} {what}: time on {plan['device']}, at least")
+    rows = [
+        (
+            p["name"],
+            str(p["calls"]),
+            f"{p['flops'] / 1e12:.3g}",
+            f"{p['read'] / 1e9:.0f}",
+            f"{p['seconds']:.2f}",
+            f"{p['seconds_captured']:.2f}",
+        )
+        for p in step["phases"]
+    ]
+    total = [sum(p[key] for p in step["phases"]) for key in ("calls", "flops", "read", "seconds", "seconds_captured")]
+    rows.append(
+        (
+            "step",
+            str(total[0]),
+            f"{total[1] / 1e12:.3g}",
+            f"{total[2] / 1e9:.0f}",
+            f"{total[3]:.2f}",
+            f"{total[4]:.2f}",
+        )
+    )
+    print_table(("phase", "calls", "TFLOP", "GB read", "s", "s captured"), rows, numeric_from=1)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.3g}"

@@ -1,0 +1,191 @@
+"""Under what a score was measured, and whether two scores may be compared.
+
+A folder of scores, or of images for an outside scorer, holds a ``protocol.json``: one entry for each score, written
+when that score was. Two scores are compared only if their entries agree in everything but :data:`MAY_DIFFER`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asg_core import prompts
+from asg_core.errors import ConfigError
+from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
+from asg_core.plugins import list_plugins, validate_options
+from asg_core.roles import Backbone
+from asg_core.run_folder import write_json
+
+if TYPE_CHECKING:
+    from asg_core.config import RunConfig
+    from asg_core.evaluation.records import EvalItem
+
+FILE = "protocol.json"
+SCHEMA = 1
+MAY_DIFFER = ("adapters", "written")
+"""What is being compared, and when it was measured."""
+
+PACKAGES = ("asg-core", "torch", "transformers", "diffusers", "accelerate", "peft", "safetensors", "numpy", "pillow")
+
+Protocol = dict[str, Any]
+
+
+class ProtocolError(ConfigError):
+    """Two scores were not measured under the same protocol, or a score has none."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What was scored or drawn.
+
+    Attributes:
+        source: where it is from: a suite's ``module:function``, the name of a prompt file, or tasks.
+        sha256: of the prompt file, or of the items' identities.
+        count: how many.
+        limit: at most this many per section, or None.
+    """
+
+    source: str
+    sha256: str
+    count: int
+    limit: int | None = None
+
+
+def make_protocol(
+    backbone: Backbone,
+    config: RunConfig,
+    items: Items,
+    *,
+    evolved: bool,
+    sampling: Mapping[str, Any],
+    judge: str | Mapping[str, str] | None,
+    packages: Sequence[str] = (),
+) -> Protocol:
+    """Everything that a score depends on, as JSON data.
+
+    Args:
+        backbone: the model.
+        config: what it was loaded with; its weights, backbone options and seed are recorded.
+        items: what was scored or drawn.
+        evolved: whether role adapters were on; their digests are recorded.
+        sampling: how answers or images were sampled, as far as the caller decides it.
+        judge: who or what scored; None if that comes later, in another environment.
+        packages: whose versions are recorded too.
+    """
+    name = backbone.manifest.name
+    options = validate_options(backbone.manifest, config.backbone_options)
+    package, package_version = _plugin_of(name)
+    return {
+        "backbone": name,
+        "plugin": f"{package} {package_version}",
+        "weights_sha256": weights_digest(config.weights),
+        "options": None if options is None else options.model_dump(mode="json"),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": backbone.device.type,
+        "seed": config.seed,
+        "items": asdict(items),
+        "prompt_rewriting": "none",
+        "sampling": dict(sampling),
+        "template_sha256": _template_digest(name, package_version),
+        "judge": judge,
+        "versions": {
+            "python": platform.python_version(),
+            **{p: _version(p) for p in ("asg-core", *PACKAGES, *packages)},
+        },
+        "adapters": adapter_digests(backbone) if evolved else None,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def evaluation_protocol(
+    backbone: Backbone, config: RunConfig, items: Sequence[EvalItem], *, evolved: bool, limit: int | None = None
+) -> Protocol:
+    """The protocol of a score by the backbone's own evaluation, which decides sampling and judges by itself."""
+    target = str(backbone.manifest.evaluation)
+    identities = json.dumps(sorted((item.section, item.category, item.key) for item in items))
+    scored = Items(target, digest_of([identities.encode()]), len(items), limit)
+    return make_protocol(backbone, config, scored, evolved=evolved, sampling={"suite": target}, judge=target)
+
+
+def record_protocol(folder: Path, score: str, protocol: Protocol) -> None:
+    """Write the entry of ``score`` into ``folder``'s protocol.json, beside those of its other scores."""
+    write_json(folder / FILE, {"schema": SCHEMA, "scores": {**read_protocols(folder), score: protocol}})
+
+
+def read_protocols(folder: Path) -> dict[str, Protocol]:
+    """Entries of ``folder``'s protocol.json by score, none if it has none. Raises ProtocolError if it is damaged."""
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        scores: dict[str, Protocol] = document["scores"]
+        sound = document["schema"] == SCHEMA and all(isinstance(entry, dict) for entry in scores.values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _unreadable(file, f"{type(error).__name__}: {error}") from error
+    if not sound:
+        raise _unreadable(file, f"it is not of schema {SCHEMA}")
+    return scores
+
+
+def differences(first: Protocol, second: Protocol, may_differ: Sequence[str] = MAY_DIFFER) -> list[str]:
+    """One line for every value that differs, by dotted name: ``versions.torch: 2.12.0 / 2.13.0``."""
+    a, b = _flat(first, may_differ), _flat(second, may_differ)
+    return [f"{key}: {_shown(a, key)} / {_shown(b, key)}" for key in {**a, **b} if a.get(key, ...) != b.get(key, ...)]
+
+
+def require_same(first: Protocol, second: Protocol) -> None:
+    """Raise ProtocolError, naming every difference, unless the two may be compared."""
+    found = differences(first, second)
+    if found:
+        raise ProtocolError(
+            "the two scores were not measured under the same protocol",
+            f"{len(found)} values differ:\n    " + "\n    ".join(found),
+            f"score both models again with equal settings; only {' and '.join(MAY_DIFFER)} may differ",
+        )
+
+
+def _template_digest(backbone: str, plugin_version: str) -> str:
+    texts = {name: value for name, value in sorted(vars(prompts).items()) if name.isupper() and name[0] != "_"}
+    return digest_of([json.dumps([texts, backbone, plugin_version]).encode()])
+
+
+def _plugin_of(backbone: str) -> tuple[str, str]:
+    owners = [r for r in list_plugins() for manifest in r.backbones if manifest.name == backbone]
+    return (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _flat(value: Mapping[str, Any], left_out: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if key in left_out:
+            continue
+        if isinstance(inner, Mapping):
+            flat.update(_flat(inner, (), f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = inner
+    return flat
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "absent"
+    text = values[key] if isinstance(values[key], str) else json.dumps(values[key])
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _unreadable(file: Path, why: str) -> ProtocolError:
+    return ProtocolError(f"{file} cannot be read", why, "score again; a score without its protocol cannot be compared")

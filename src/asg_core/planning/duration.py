@@ -1,0 +1,157 @@
+"""Seconds of a training step on a named device, from counted FLOPs, bytes and network calls.
+
+A phase takes at least its FLOPs at the reachable rate, at least its bytes at the reachable bandwidth, and at least the
+time to launch its kernels one by one. Python, preprocessing and stragglers are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asg_core.planning.accelerators import Accelerator
+from asg_core.planning.memory import SPEC_QUESTIONS, Workload
+from asg_core.planning.shape import ModelShape
+from asg_core.prompts import SCORING_FRAMINGS
+
+if TYPE_CHECKING:
+    from asg_core.config import RunConfig
+
+LAUNCH = 1.25e-3
+"""Seconds to launch one transformer layer eagerly, adapters included: 35 ms for 28 layers. Assumed, not measured."""
+
+UPDATE_PASSES = 3
+"""Forward under the role, forward under the base, backward (through frozen weights: as much as a forward)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some network calls in a row.
+
+    Attributes:
+        name: of the phase.
+        calls: network calls.
+        layers: transformer layers launched in all of them.
+        flops: in all.
+        read: bytes of weights and cache read in all.
+    """
+
+    name: str
+    calls: int
+    layers: int
+    flops: float
+    read: float
+
+    def seconds(self, device: Accelerator, *, launches: bool = True) -> float:
+        """At least this long; without ``launches`` as if they were free (captured)."""
+        bound = device.roofline(self.flops, self.read)
+        return max(bound, self.layers * LAUNCH) if launches else bound
+
+
+def seconds(phases: list[Phase], device: Accelerator, *, launches: bool = True) -> float:
+    """All phases one after the other."""
+    return sum(phase.seconds(device, launches=launches) for phase in phases)
+
+
+class _Counter:
+    """Phases of one model."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape, self.trunk = shape, shape.trunk
+
+    def see(self, name: str, size: tuple[int, int], images: int) -> Phase:
+        tower = next((part.bytes for part in self.shape.parts if part.name == "vision"), 0)
+        seen = self.shape.see(*size)
+        return Phase(name, 1, seen.layers, images * seen.flops, tower)
+
+    def prefill(self, name: str, rows: int, tokens: int, past: int) -> Phase:
+        flops = rows * self.trunk.flops(tokens, past + tokens / 2)
+        read = self.trunk.weight_bytes + rows * past * self.trunk.kv_bytes
+        return Phase(name, 1, self.trunk.layers, flops, read)
+
+    def decode(self, name: str, rows: int, past: int, new: int) -> Phase:
+        context = past + new / 2
+        flops = rows * (self.trunk.flops(new, context) + self.trunk.head_flops(new))
+        read = new * (self.trunk.weight_bytes + rows * context * self.trunk.kv_bytes)
+        return Phase(name, new, new * self.trunk.layers, flops, read)
+
+    def update(self, name: str, images: int, prefix: int, rows: int, prompt: int, new: int, *, again: bool) -> Phase:
+        passes = UPDATE_PASSES + again
+        one = images * self.trunk.flops(prefix, prefix / 2) + rows * self.trunk.flops(prompt + new, prefix)
+        flops = passes * one + UPDATE_PASSES * self.trunk.head_flops(rows * new)
+        # image and samples are separate passes
+        return Phase(name, 2 * passes, 2 * passes * self.trunk.layers, flops, 2 * passes * self.trunk.weight_bytes)
+
+
+def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
+    """An understanding step of ``images`` images of ``size`` (width, height) pixels, in order."""
+    work, count = Workload.of(shape, config, size), _Counter(shape)
+    k, n = config.ask.questions_per_image, config.solve.framings
+    ask, solve = config.ask.max_new_tokens, config.solve.max_new_tokens
+    again = config.gradient_checkpointing
+    asked, framed = work.image + work.question, work.image + work.framed
+    phases = [
+        count.see("vision tower", size, images),
+        count.prefill("ask, image prefix", images, work.image, 0),
+        count.prefill("ask, prompt", images, work.question, work.image),
+        count.decode("ask, decode", images * k, asked, ask),
+        count.prefill("solve, image prefix", images, work.image, 0),
+        count.prefill("solve, prompts", images * k * n, work.framed, work.image),
+        count.decode("solve, decode", images * k * n, framed, solve),
+    ]
+    if config.ste.reduce != "off":
+        phases += [
+            count.prefill("greedy, prompts", images * k, work.framed, work.image),
+            count.decode("greedy, decode", images * k, framed, solve),
+        ]
+    if config.optimiser.lr_proposer:
+        phases.append(count.update("update Proposer", images, work.image, images * k, work.question, ask, again=again))
+    if config.optimiser.lr_solver:
+        phases.append(
+            count.update("update Solver", images, work.image, images * k * n, work.framed, solve, again=again)
+        )
+    return phases
+
+
+def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
+    """A generation step of ``images`` prompts, in order. Raises ValueError if the model cannot draw."""
+    if shape.drawing is None:
+        raise ValueError("this model cannot draw")
+    work, count, drawing = Workload.of(shape, config, size), _Counter(shape), shape.drawing
+    trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
+    asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
+    drawn = images * config.generate.candidates
+    batches = -(-drawn // drawing.batch)
+    phases = [
+        count.see("vision tower", size, images),
+        count.prefill("spec, image prefix", images, work.image, 0),
+        count.prefill("spec, prompt", images, work.spec, work.image),
+        count.decode("spec, decode", images, work.image + work.spec, config.ask.spec_max_new_tokens),
+        count.prefill("references, image prefix", images, work.image, 0),
+        count.prefill("references, prompts", images * asked, work.framed, work.image),
+        count.decode("references, decode", images * asked, work.image + work.framed, answer),
+        *(
+            Phase(
+                f"draw, {stage.name}",
+                batches * stage.calls,
+                batches * stage.calls * stage.layers,
+                drawn * stage.flops,
+                float(batches) * stage.calls * stage.parameters * trunk.itemsize,
+            )
+            for stage in drawing.stages
+        ),
+        count.see("vision tower, candidates", drawing.size, drawn),
+        count.prefill("judge, image prefix", drawn, work.drawn, 0),
+        count.prefill("judge, prompts", drawn * asked, work.framed, work.drawn),
+        count.decode("judge, decode", drawn * asked, work.drawn + work.framed, answer),
+        count.prefill("caption, prompt", drawn, work.caption, work.drawn),
+        count.decode("caption, decode", drawn, work.drawn + work.caption, caption),
+        count.prefill("embed", drawn, work.drawn, 0),
+    ]
+    if config.optimiser.lr_generator:
+        passes = UPDATE_PASSES + config.gradient_checkpointing
+        read = passes * max(stage.parameters for stage in drawing.stages) * trunk.itemsize
+        phases.append(
+            Phase("update Generator", passes, passes * drawing.loss_layers, passes * drawn * drawing.loss_flops, read)
+        )
+    return phases

@@ -1,0 +1,46 @@
+"""Refuse what cannot work before anything is loaded or written."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from asg_core.config import RunConfig
+from asg_core.errors import ConfigError
+from asg_core.manifest import BackboneManifest
+from asg_core.schedule import kinds
+from asg_core.steps.records import Kind
+
+
+def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
+    """The kinds of steps that the run will take.
+
+    Raises:
+        ConfigError: the backbone cannot take them, a tracker is not installed, or there are no images.
+    """
+    can = manifest.capabilities
+    planned = kinds(config.steps, config.schedule)
+    if "generation" in planned and (can.image_loss is None or not can.embed):
+        missing = "generation_loss" if can.image_loss is None else "embed"
+        raise ConfigError(
+            f"backbone {config.backbone!r} cannot take generation steps",
+            f"it has no {missing}",
+            "use schedule.mode=understanding",
+        )
+    if config.generate.update == "policy_gradient" and can.image_loss == "flow":
+        raise ConfigError(
+            "generate.update=policy_gradient does not fit this backbone",
+            f"{config.backbone!r} draws without token log-probs",
+            "use generate.update=auto",
+        )
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise ConfigError(
+                f"trackers={tracker} cannot log",
+                "its package is not installed",
+                f"pip install 'asg-core[{tracker}]'",
+            )
+    if config.images is None and manifest.images is None:
+        raise ConfigError(
+            "no images were given", f"backbone {config.backbone!r} brings none of its own", "add images=FOLDER"
+        )
+    return planned

@@ -1,0 +1,207 @@
+"""One run on several processes: who does what, what they tell each other, and that they agree.
+
+Every process holds the frozen base and all adapters. The images of a step are dealt out; each process samples for its
+share, the records (text and numbers, no pixels) are gathered, and from there on every process computes the same
+rewards, advantages and metrics. Gradients are summed in ``optimiser``. docs/scaling.md has the launch lines.
+
+Control messages are JSON over gloo, whatever the device; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
+
+from asg_core.errors import ConfigError, ProcessError
+
+T = TypeVar("T")
+
+CONTROL_TIMEOUT = timedelta(hours=6)
+"""How long a process waits for the others' records: longer than any evaluation, which the first process runs alone. A
+process that dies is noticed at once, because its connections close."""
+
+DATA_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits in a gradient sum: longer than the backward pass of the largest share."""
+
+
+def launched_rank() -> int:
+    """Rank that a launcher gave to this process; 0 without one. Known before any process group exists."""
+    return int(os.environ.get("RANK", "0")) if launched_processes() > 1 else 0
+
+
+def launched_processes() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def base_is_sharded() -> bool:
+    """Whether the launcher asks for FSDP, which is used for the frozen base only (``sharding``)."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+def start_accelerator(device: str, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """The Accelerator of this process, joined to the others that the launcher started.
+
+    Precision, gradient accumulation and engines that a launcher's configuration may name are not used: adapters are
+    float32 over a frozen base, and ``optimiser.micro_batch`` accumulates.
+
+    Args:
+        device: as ``resolve_device`` returns it; several processes take "cpu" or "cuda", one device each.
+
+    Raises:
+        ConfigError: the device cannot be shared by several processes, or the launcher asks for another engine.
+        ProcessError: the other processes do not answer.
+    """
+    if launched_processes() > 1 and device not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device={device} does not fit {launched_processes()} processes",
+            "each process takes the device of its own local rank",
+            "use device=auto, device=cuda or device=cpu with a launcher",
+        )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if launched_processes() > 1 and device == "cuda" and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no GPU for local process {local}",
+            f"this machine shows {torch.cuda.device_count()}",
+            "launch at most one process per GPU",
+        )
+    with peers(launched_rank()) if launched_processes() > 1 else nullcontext():
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=DATA_TIMEOUT)],
+        )
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    if accelerator.distributed_type not in known or (base_is_sharded() and os.environ.get("FSDP_VERSION") != "2"):
+        raise ConfigError(
+            f"the launcher asks for {accelerator.distributed_type.value}, FSDP version "
+            f"{os.environ.get('FSDP_VERSION', 'none')}",
+            "the frozen base is either whole in every process or sharded by FSDP2",
+            "launch with torchrun, accelerate launch --multi_gpu, or accelerate launch --use_fsdp --fsdp_version 2",
+        )
+    return accelerator
+
+
+class Processes:
+    """The processes of one run, seen from one of them. ``Processes()`` is a run in one process: nothing is sent.
+
+    Where the base is sharded no process can run a layer without the others, so that all of them do all the work.
+
+    Args:
+        accelerator: joined to the others; None for one process.
+
+    Attributes:
+        rank: of this process, in [0, count).
+        count: number of processes.
+        sharded: whether they hold one base together.
+        stop_requested: set it to ask all processes to stop; the next :meth:`gather` tells them.
+    """
+
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
+        self.rank = accelerator.process_index if accelerator else 0
+        self.count = accelerator.num_processes if accelerator else 1
+        self.sharded = self.count > 1 and base_is_sharded()
+        self.stop_requested = False
+        self._stop_agreed = False
+        if self.count > 1:
+            with peers(self.rank):
+                self._group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files, shows progress and evaluates."""
+        return self.rank == 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to stop after this step: the same answer in all processes, as of the last gather."""
+        return self.stop_requested if self.count == 1 else self._stop_agreed
+
+    def share(self, total: int) -> range:
+        """Which of ``total`` things are this process's: neighbours, as many as others have or one more or less.
+
+        The first processes have more, so process 0 is never idle. All things, where the base is sharded.
+        """
+        if self.sharded:
+            return range(total)
+        bounds = [-(-total * rank // self.count) for rank in (self.rank, self.rank + 1)]
+        return range(*bounds)
+
+    def gather(self, value: T) -> list[T]:
+        """The ``value`` of every process by rank, JSON data; every process must call this, and waits for the others.
+
+        Raises:
+            ProcessError: a process has ended.
+        """
+        if self.count == 1:
+            return [value]
+        message = json.dumps({"stop": self.stop_requested, "value": value}).encode()
+        mine = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        with peers(self.rank):
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+            dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
+            longest = max(int(size) for size in sizes)
+            padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
+            dist.all_gather(padded, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=self._group)
+        messages = [json.loads(row[: int(n)].numpy().tobytes()) for row, n in zip(padded, sizes, strict=True)]
+        self._stop_agreed = self._stop_agreed or any(m["stop"] for m in messages)
+        return [m["value"] for m in messages]
+
+    def wait(self) -> None:
+        """Return when every process has called this."""
+        self.gather(None)
+
+    def sums_before(self, counts: Sequence[int]) -> list[int]:
+        """For each count its sum over the shares before this process's: where its numbering starts."""
+        if self.sharded:
+            return [0] * len(counts)
+        lower = self.gather(list(counts))[: self.rank]
+        return [sum(values) for values in zip(*lower, strict=True)] if lower else [0] * len(counts)
+
+    def require_equal(self, values: Mapping[str, str], when: str) -> None:
+        """Check that all processes pass the same ``values``, texts by name.
+
+        Raises:
+            ProcessError: in every process, naming what differs and where.
+        """
+        first, *others = self.gather(dict(values))
+        for rank, other in enumerate(others, start=1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise ProcessError(
+                        f"{when}: process {rank} has another {name} than process 0",
+                        f"{other[name][:80]!r} instead of {value[:80]!r}",
+                        "give all processes the same command, software, kind of device, images and weights, and resume",
+                    )
+
+    def leave(self) -> None:
+        """Part from the others at the end of a good run. A process that fails just ends, so that they notice."""
+        if self.count > 1:
+            self.wait()
+            dist.destroy_process_group()
+
+
+@contextmanager
+def peers(rank: int) -> Iterator[None]:
+    """Around a collective and nothing else: torch reports its failure as RuntimeError, here it becomes ProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"another process of this run has ended or does not answer (noticed by process {rank})",
+            " ".join(str(error).split())[:200],
+            "read the message of the process that ended first; 'asg train resume=DIR' goes on from the last checkpoint",
+        ) from error

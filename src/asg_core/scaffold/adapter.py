@@ -1,0 +1,65 @@
+"""The skeleton of a backbone plugin: a complete package that installs, runs and is tested, with its open ends named."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from asg_core import __version__
+from asg_core.errors import ConfigError
+from asg_core.manifest import PLUGIN_API
+
+_PLACEHOLDER = "NAME"
+
+
+def write_adapter(name: str, into: Path) -> Path:
+    """Write the package ``asg-<name>`` below ``into``.
+
+    Args:
+        name: of the backbone, as users will write it after ``backbone=``: lower case, digits, underscores.
+        into: existing directory.
+
+    Returns:
+        The new directory.
+
+    Raises:
+        ConfigError: the name cannot be one, ``into`` is no directory, or the new directory exists.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of a backbone",
+            "it becomes a module name and a word on the command line",
+            "use lower-case letters, digits and underscores, a letter first",
+        )
+    if not into.is_dir():
+        raise ConfigError(f"cannot write into {into}", "it is not a directory", "create it, or give another one")
+    target = into / f"asg-{name.replace('_', '-')}"
+    if target.exists():
+        raise ConfigError(f"{target} exists", "nothing is overwritten", "choose another name or another --into DIR")
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    words = {
+        "name": name,
+        "distribution": target.name,
+        "package": f"asg_{name}",
+        "Name": "".join(part.capitalize() for part in name.split("_")),
+        "plugin_api": PLUGIN_API,
+        "version": __version__,
+    }
+    for source, path in _templates(files("asg_core.scaffold") / "templates" / "adapter", Path()):
+        file = target / str(path).replace(_PLACEHOLDER, name).removesuffix(".j2")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(jinja.from_string(source.read_text(encoding="utf-8")).render(words), encoding="utf-8")
+    return target
+
+
+def _templates(folder: Traversable, path: Path) -> list[tuple[Traversable, Path]]:
+    found: list[tuple[Traversable, Path]] = []
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        below = path / entry.name
+        found += _templates(entry, below) if entry.is_dir() else [(entry, below)]
+    return found

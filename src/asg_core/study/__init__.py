@@ -1,0 +1,8 @@
+"""Studies: a grid of configurations and seeds, run in parallel processes, compared pairwise (``asg study``)."""
+
+from asg_core.study.analysis import StudyResult, analyse
+from asg_core.study.page import write_results
+from asg_core.study.runner import run_study
+from asg_core.study.suite import Suite, load_suite, shipped_suites
+
+__all__ = ["StudyResult", "Suite", "analyse", "load_suite", "run_study", "shipped_suites", "write_results"]

@@ -1,0 +1,60 @@
+"""Held-out questions answered as training answers them: votes, their entropy, token entropy, and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asg_core.answers import canonical_label, same_answer, vote
+from asg_core.config import RunConfig
+from asg_core.entropy import solver_token_entropy
+from asg_core.evaluation.truth import KnownQuestion
+from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.roles import Backbone, Role, TextRequest, TextSampling
+from asg_core.seeds import derive_seed
+from asg_core.study.signals.rows import Solved
+
+_BATCH = 35
+
+
+def solve_questions(
+    backbone: Backbone, role: Role | None, model: str, questions: Sequence[KnownQuestion], config: RunConfig
+) -> list[Solved]:
+    """Answer every question under the run's framings, sampled, and once greedily under the canonical one.
+
+    Args:
+        backbone: the model.
+        role: Role.SOLVER for the evolved Solver, None for the base.
+        model: how the rows name it.
+        questions: held out, with their true answers.
+        config: of the run: framings, temperature, token limit, STE reduction (max where the run had STE off), seed.
+    """
+    framings = FRAMINGS[: config.solve.framings]
+    sampled = TextSampling(config.solve.max_new_tokens, config.solve.temperature)
+    greedy = TextSampling(config.solve.max_new_tokens, 0.0)
+    reduce = "max" if config.ste.reduce == "off" else config.ste.reduce
+    rows = []
+    for start in range(0, len(questions), _BATCH):
+        batch = questions[start : start + _BATCH]
+        requests = [
+            TextRequest(frame(q.question, framing), q.image, derive_seed(config.seed, "signals", start + i, j))
+            for i, q in enumerate(batch)
+            for j, framing in enumerate(framings)
+        ]
+        answers = iter(backbone.solve(requests, sampled, role=role))
+        canonical = [TextRequest(frame(q.question, CANONICAL_FRAMING), q.image, 0) for q in batch]
+        for i, (q, sample) in enumerate(zip(batch, backbone.solve(canonical, greedy, role=role), strict=True)):
+            labels = [canonical_label(next(answers).text, q.question) for _ in framings]
+            tally = vote(labels, derive_seed(config.seed, "signals", "vote", start + i))
+            rows.append(
+                Solved(
+                    model,
+                    config.seed,
+                    q.category,
+                    q.question,
+                    solver_token_entropy(sample, config.ste.tokens, reduce),
+                    tally.entropy,
+                    tally.f,
+                    same_answer(tally.majority, q.answer, q.question),
+                )
+            )
+    return rows

@@ -1,0 +1,64 @@
+"""A seed belongs to the place of an image, question or drawing in the step, whoever has it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import asg_core.steps.generation
+import asg_core.steps.understanding
+from asg_core import RunConfig, load_backbone
+from asg_core.entropy import RollingPercentile
+from asg_core.images import PoolImage
+from asg_core.policy import EmaBaseline
+from asg_core.processes import Processes
+from asg_core.seeds import derive_seed
+
+from .conftest import Threads
+
+COUNT = 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "purposes"),
+    [("understanding", {"ask", "solve", "vote", "ste"}), ("generation", {"spec", "draw", "judge"})],
+)
+def test_seeds_of_all_shares_are_those_of_one_process(
+    kind: str, purposes: set[str], images: list[PoolImage], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: Counter[tuple[Any, ...]] = Counter()
+
+    def recorded(*path: int | str) -> int:
+        if path[2] in purposes:
+            used[path] += 1
+        return derive_seed(*path)
+
+    monkeypatch.setattr(getattr(asg_core.steps, kind), "derive_seed", recorded)
+
+    def step(share: list[PoolImage], processes: Processes, first: int) -> None:
+        backbone = load_backbone("tiny", device="cpu", dtype="float32")
+        if kind == "generation":
+            asg_core.steps.generation.generation_step(backbone, share, config, 4, processes, first)
+        else:
+            asg_core.steps.understanding.understanding_step(
+                backbone, share, config, 1, RollingPercentile(), EmaBaseline(), processes, first
+            )
+
+    step(images, Processes(), 0)
+    alone = used.copy()
+    assert {path[2] for path in alone} == purposes
+    used.clear()
+    board, barrier = [None] * COUNT, threading.Barrier(COUNT)
+
+    def take_part(rank: int) -> None:
+        processes = Threads(rank, COUNT, board, barrier)
+        mine = processes.share(len(images))
+        step([images[i] for i in mine], processes, mine.start)
+
+    with ThreadPoolExecutor(COUNT) as threads:
+        list(threads.map(take_part, range(COUNT)))
+    assert used == alone

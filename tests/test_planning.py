@@ -1,0 +1,321 @@
+"""Plans are counts: what a loaded model holds and a run allocates, and arithmetic that can be checked by hand."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import Cache
+
+from asg_core import RunConfig, load_backbone
+from asg_core.causal_backbone import CausalBackbone
+from asg_core.config_io import load_run_config
+from asg_core.decoding.cache import BranchLayer, GrowingLayer
+from asg_core.errors import CapabilityError, ConfigError
+from asg_core.images import PoolImage
+from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.planning import (
+    ACCELERATORS,
+    Accelerator,
+    ModelShape,
+    Phase,
+    StepMemory,
+    Trunk,
+    find_accelerator,
+    generation_memory,
+    generation_phases,
+    images_that_fit,
+    model_shape,
+    seconds,
+    understanding_memory,
+    understanding_phases,
+)
+from asg_core.planning.memory import cache_bytes
+from asg_core.roles import Backbone, Role, TextRequest, TextSampling
+
+SIZE = (32, 32)
+TRUNK = Trunk(layers=3, width=8, heads=4, kv_heads=2, head_width=2, ffn=16, vocabulary=100, parameters=1000, itemsize=2)
+UNIT = Accelerator("unit", "Unit", flops=1 / 0.8, bandwidth=1 / 0.9, memory=1000)
+"""Reaches one FLOP and one byte a second."""
+
+
+@pytest.fixture(params=["tiny", "tiny_flow"])
+def config(request: pytest.FixtureRequest) -> RunConfig:
+    return load_run_config(None, [f"backbone={request.param}", "dtype=float32", "lora.rank=5"])
+
+
+@pytest.fixture
+def shape(config: RunConfig) -> ModelShape:
+    return model_shape(config)
+
+
+@pytest.fixture
+def loaded(config: RunConfig) -> Backbone:
+    return load_backbone(config.backbone, device="cpu", dtype="float32", lora=config.lora)
+
+
+# -- against the loaded model -----------------------------------------------------------------------------------------
+
+
+def test_parameters_and_bytes_are_those_of_the_loaded_model(shape: ModelShape, loaded: Backbone) -> None:
+    base = [p for name, p in loaded._model.named_parameters() if "lora_" not in name]  # type: ignore[attr-defined]
+    assert shape.parameters == sum(p.numel() for p in base)
+    assert shape.weight_bytes == sum(p.nbytes for p in base)
+
+
+def test_adapters_are_those_of_the_loaded_model(shape: ModelShape, loaded: Backbone, config: RunConfig) -> None:
+    held = {role: sum(p.nbytes for p in loaded.trainable(role).values()) for role in Role}
+    assert {role: 4 * count for role, count in shape.adapters.items()} == held
+    assert understanding_memory(shape, config, SIZE, 1).adapters == sum(held.values())
+
+
+def test_adapter_moments_and_gradients_are_counted_for_roles_that_learn(shape: ModelShape, config: RunConfig) -> None:
+    one = shape.adapters[Role.SOLVER]
+    rates = config.optimiser.model_copy(update={"lr_proposer": 0.0, "lr_generator": 0.0})
+    frozen = config.model_copy(update={"optimiser": rates})
+    assert understanding_memory(shape, frozen, SIZE, 1).optimiser == (8 + 4) * one
+    assert understanding_memory(shape, config, SIZE, 1).optimiser == (3 * 8 + 4) * one
+
+
+class Recorder:
+    """Bytes of all cache layers alive, at every pass that decodes a single token."""
+
+    def __init__(self, inner: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert isinstance(inner, CausalBackbone)
+        self.bytes: list[int] = []
+        alive: weakref.WeakSet[BranchLayer | GrowingLayer] = weakref.WeakSet()
+        forward = inner.text.forward
+
+        def watched(kind: type[BranchLayer] | type[GrowingLayer]) -> None:
+            made = kind.__init__
+
+            def register(layer: Any, *args: Any) -> None:
+                made(layer, *args)
+                alive.add(layer)
+
+            monkeypatch.setattr(kind, "__init__", register)
+
+        def spied(embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+            if embeds.shape[1] == 1:
+                tensors = [t for layer in alive for t in (*(vars(layer).get("past") or ()), layer.keys, layer.values)]
+                storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+                self.bytes.append(sum(storages.values()))
+            return forward(embeds, mask, positions, cache)
+
+        watched(BranchLayer)
+        watched(GrowingLayer)
+        monkeypatch.setattr(inner.text, "forward", spied)
+
+
+def test_cache_bytes_are_those_of_a_run(
+    shape: ModelShape, loaded: Backbone, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three images, two prompts of equal length each, two samples a prompt; then one prompt an image."""
+    recorder = Recorder(loaded, monkeypatch)
+    prompts = ["what is red ?", "what is blue ?"]
+    prefix, prompt = shape.see(*SIZE).tokens, shape.prompt_tokens(prompts[0])
+    assert prompt == shape.prompt_tokens(prompts[1])
+    pictures = [image.image for image in images[:3]]
+    kept = 3 * prefix * shape.trunk.kv_bytes
+    for texts, nodes, rows in ((prompts, 6, 12), (prompts[:1], 3, 6)):
+        requests = [TextRequest(text, p, seed) for p in pictures for text in texts for seed in range(2)]
+        loaded.solve(requests, TextSampling(4))
+        assert recorder.bytes[0] == kept + cache_bytes(shape, 3, nodes, rows, prefix, prompt, 4)
+        recorder.bytes.clear()
+
+
+def test_understanding_cache_covers_a_whole_step(
+    shape: ModelShape, loaded: Backbone, config: RunConfig, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asg_core.entropy import RollingPercentile
+    from asg_core.policy import EmaBaseline
+    from asg_core.steps.understanding import understanding_step
+
+    recorder = Recorder(loaded, monkeypatch)
+    understanding_step(loaded, images[:2], config, 1, RollingPercentile(), EmaBaseline())
+    planned = understanding_memory(shape, config, SIZE, 2)
+    assert planned.cache / 3 < max(recorder.bytes) <= planned.cache + planned.prefixes
+
+
+def test_activations_are_near_what_the_backward_pass_keeps(
+    shape: ModelShape, loaded: Backbone, images: list[PoolImage]
+) -> None:
+    """Distinct storages saved for backward while scoring twelve answers, adapters' weights not counted."""
+    picture = images[0].image
+    requests = [TextRequest(f"what is {c} ?", picture, s) for c in ("red", "blue", "green") for s in range(4)]
+    samples = loaded.solve(requests, TextSampling(4))
+    own = {p.untyped_storage().data_ptr() for p in loaded._model.parameters()}  # type: ignore[attr-defined]
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own and tensor.is_floating_point():
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scores = loaded.token_logits(samples, Role.SOLVER)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert scores[0].logprobs.requires_grad
+    prefix, prompt = shape.see(*SIZE).tokens, shape.prompt_tokens("what is red ?")
+    new = max(len(sample.token_ids) for sample in samples) - 1
+    tokens = prefix + 3 * prompt + len(samples) * new
+    context = prefix + 3 * (prefix + prompt) + len(samples) * (prefix + prompt + new)
+    assert shape.trunk.saved_bytes(tokens, context) == pytest.approx(measured, rel=0.15)
+
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_trunk_by_hand() -> None:
+    assert TRUNK.kv_bytes == 2 * 3 * 2 * 2 * 2
+    assert TRUNK.weight_bytes == 2 * (1000 + 800)
+    assert TRUNK.flops(tokens=10, context=5) == 2 * 1000 * 10 + 4 * 3 * 4 * 2 * 10 * 5
+    assert TRUNK.head_flops(7) == 2 * 8 * 100 * 7
+    per_token = 4 * (8 * 8 + 8 + 16) + 2 * (2 * 8 + 4 * 16)
+    assert TRUNK.saved_bytes(tokens=10, context=50) == 3 * (10 * per_token + 50 * 2 * 8 * 2)
+
+
+def test_a_qwen_sized_trunk_costs_what_is_known_of_it() -> None:
+    """28 layers of 3584, 4 of 28 heads with keys: 56 KiB of cache and 13.05 GFLOP a token."""
+    matrices = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    trunk = Trunk(28, 3584, 28, 4, 128, 18944, 152064, matrices, 2)
+    assert trunk.kv_bytes == 56 * 1024
+    assert trunk.flops(1, 0) == pytest.approx(13.05e9, rel=1e-3)
+    assert trunk.head_flops(1) == pytest.approx(1.09e9, rel=1e-3)
+
+
+def test_cache_by_hand(shape: ModelShape) -> None:
+    shape = replace(shape, trunk=TRUNK)
+    # 2 images, 6 prompts, 12 samples; 10 + 5 positions, one reserve of 64
+    assert cache_bytes(shape, 2, 6, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
+    assert cache_bytes(shape, 2, 2, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
+    # a long prefix and a sample a prompt: the prompts' own copies are the most
+    assert cache_bytes(shape, 2, 6, 6, 1000, 5, new=64) == 48 * (6 * 1000 + 6 * 1005)
+
+
+def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
+    memory = StepMemory(
+        weights=1, adapters=2, optimiser=4, prefixes=8, cache=160, activations=320, drawing=64, logits=16
+    )
+    assert memory.peak == 1 + 2 + 4 + 8 + 16 + 320
+
+
+def test_a_phase_is_bound_by_the_slowest_of_three() -> None:
+    assert Phase("p", calls=1, layers=0, flops=3, read=2).seconds(UNIT) == pytest.approx(3)
+    assert Phase("p", calls=1, layers=0, flops=2, read=3).seconds(UNIT) == pytest.approx(3)
+    slow = Phase("p", calls=1, layers=4000, flops=2, read=3)
+    assert slow.seconds(UNIT) == pytest.approx(5)
+    assert slow.seconds(UNIT, launches=False) == pytest.approx(3)
+    assert seconds([slow, slow], UNIT) == pytest.approx(10)
+
+
+def test_passes_of_an_understanding_step(shape: ModelShape, config: RunConfig) -> None:
+    """Decoding takes as many passes as new tokens, however many images, questions and framings there are."""
+    for images in (1, 8):
+        phases = {p.name: p for p in understanding_phases(shape, config, SIZE, images)}
+        assert phases["ask, decode"].calls == config.ask.max_new_tokens
+        assert phases["solve, decode"].calls == phases["greedy, decode"].calls == config.solve.max_new_tokens
+    off = config.model_copy(update={"ste": config.ste.model_copy(update={"reduce": "off"})})
+    assert not any(p.name.startswith("greedy") for p in understanding_phases(shape, off, SIZE, 1))
+
+
+def test_flops_of_an_understanding_step_grow_with_its_images(shape: ModelShape, config: RunConfig) -> None:
+    one, eight = (understanding_phases(shape, config, SIZE, n) for n in (1, 8))
+    assert sum(p.flops for p in eight) == pytest.approx(8 * sum(p.flops for p in one))
+    assert sum(p.read for p in eight) < 4 * sum(p.read for p in one)
+
+
+def test_candidates_are_drawn_in_batches(shape: ModelShape, config: RunConfig) -> None:
+    assert shape.drawing is not None
+    narrow = replace(shape, drawing=replace(shape.drawing, batch=4))
+    drawn = 3 * config.generate.candidates
+    for wanted, batches in ((shape, 1), (narrow, -(-drawn // 4))):
+        draw = next(p for p in generation_phases(wanted, config, SIZE, 3) if p.name.startswith("draw"))
+        assert draw.calls == batches * shape.drawing.stages[0].calls
+        assert draw.flops == drawn * shape.drawing.stages[0].flops
+
+
+@pytest.mark.parametrize("kind", ["understanding", "generation"])
+def test_one_image_more_than_fits_does_not_fit(shape: ModelShape, config: RunConfig, kind: str) -> None:
+    needs: Callable[..., StepMemory] = understanding_memory if kind == "understanding" else generation_memory
+    for images in range(1, 18):
+        memory = needs(shape, config, SIZE, images).peak
+        assert images_that_fit(shape, config, SIZE, memory, kind=kind) == images
+        assert images_that_fit(shape, config, SIZE, memory - 1, kind=kind) == images - 1
+    assert images_that_fit(shape, config, SIZE, 1000, kind=kind) == 0
+
+
+def test_checkpointing_and_small_backward_passes_save_activations(shape: ModelShape, config: RunConfig) -> None:
+    def activations(**changes: object) -> int:
+        settings = {"optimiser": config.optimiser.model_copy(update={"micro_batch": changes.pop("micro_batch", 0)})}
+        return understanding_memory(shape, config.model_copy(update={**settings, **changes}), SIZE, 4).activations
+
+    assert activations(micro_batch=1) < activations(micro_batch=2) < activations()
+    assert activations(gradient_checkpointing=True) < activations() / 2
+
+
+# -- finding a device, a model, and nothing ---------------------------------------------------------------------------
+
+
+def test_devices_are_found_by_our_name_and_by_that_of_cuda() -> None:
+    assert find_accelerator("h200").memory == 141 * 10**9
+    assert find_accelerator("NVIDIA H100 80GB HBM3").name == "h100"
+    assert find_accelerator("NVIDIA A100-SXM4-80GB").name == "a100"
+    assert len({device.name for device in ACCELERATORS}) == len(ACCELERATORS)
+    with pytest.raises(ConfigError, match="'gaudi' is unknown"):
+        find_accelerator("gaudi")
+
+
+def test_reachable_rates_are_shares_of_the_peak() -> None:
+    h200 = find_accelerator("h200")
+    assert h200.reachable_flops == pytest.approx(791e12, rel=1e-3)
+    assert h200.reachable_bandwidth == pytest.approx(4.32e12)
+    assert h200.roofline(791.2e12, 0) == pytest.approx(1.0)
+    assert h200.roofline(0, 4.32e12) == pytest.approx(1.0)
+
+
+def test_a_backbone_without_a_plan_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    from asg_core.planning import shape as module
+    from asg_core.plugins import find_manifest
+
+    mute: BackboneManifest = find_manifest(config.backbone).model_copy(update={"plan": None})
+    monkeypatch.setattr(module, "find_manifest", lambda name: mute)
+    with pytest.raises(CapabilityError, match="cannot be planned"):
+        model_shape(config)
+
+
+def test_auto_is_planned_as_bfloat16() -> None:
+    auto, exact = (model_shape(load_run_config(None, [f"dtype={d}"])) for d in ("auto", "float32"))
+    assert 2 * auto.weight_bytes == exact.weight_bytes
+    assert 2 * auto.trunk.kv_bytes == exact.trunk.kv_bytes
+
+
+def test_planning_reads_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asg_core.tiny import weights
+    from asg_core.tiny.plan import plan
+
+    class HeaderOnly:
+        def __init__(self, path: Path, framework: str) -> None:
+            with safe_open(path, framework=framework) as file:
+                self.found = file.metadata()
+
+        def __enter__(self) -> HeaderOnly:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def metadata(self) -> dict[str, str]:
+            return self.found
+
+    monkeypatch.setattr(weights, "safe_open", HeaderOnly)
+    assert plan(LoadRequest()).parameters > 0
+    with pytest.raises(AttributeError):
+        weights.load_base()
