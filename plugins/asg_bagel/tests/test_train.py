@@ -68,8 +68,10 @@ def test_two_understanding_and_two_generation_steps_move_the_adapters_and_nothin
     assert all(row["nonfinite"] == 0 for row in rows)
     skipped = sum(row["skipped"] for row in rows[2:])
     assert skipped < 4
-    sources, candidates, blank = 2 * 3 + 2 * 2, 3 * (4 - skipped), 2
-    assert sum(seen) == sources + candidates + blank, "the vision tower sees every picture once"
+    sources, candidates, blank = 2 * 3 + 2 * 2, 3 * (4 - skipped), 3
+    assert sum(seen) == sources + candidates + blank, (
+        "each picture once, and the three blanks that embeddings are measured from"
+    )
     assert all(row["penalty_generator"] is not None for row in rows[2:])
 
 
