@@ -89,6 +89,8 @@ def test_of_equal_words_the_last_counts() -> None:
         ("solve.temperature=0", "solve.temperature = 0", "a number > 0"),
         ("policy.clip=1", "policy.clip = 1", "> 0, < 1"),
         ("ste.reduce=sum", 'ste.reduce = "sum"', "one of max, mean, off"),
+        ("optimiser.micro_batch=-1", "optimiser.micro_batch = -1", "a whole number >= 0 or auto ("),
+        ("optimiser.micro_batch=few", 'optimiser.micro_batch = "few"', "a whole number >= 0 or auto ("),
         ("evaluate=yes", 'evaluate = "yes"', "true or false"),
         ("solve=3", "solve = 3", "a section"),
         ("trackers=[mlflow]", 'trackers = "mlflow"', "tensorboard, wandb, trackio"),

@@ -6,30 +6,36 @@ window, baseline, monitor, image cursor, counters and the global random streams.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import gc
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from asg_core import checkpoint
 from asg_core.errors import CheckpointError, OutOfMemory
 from asg_core.global_random import as_json, from_json, random_state, set_random_state
+from asg_core.portions import checked_sizes, images_in_step
 
 if TYPE_CHECKING:
     from asg_core.roles import Role
+    from asg_core.steps.records import Kind
     from asg_core.trainer import Trainer
 
-MEMORY_KNOBS = (
-    "images_per_step",
-    "generate.prompts_per_step",
-    "generate.candidates",
+T = TypeVar("T")
+
+IMAGE_KNOBS = (
     "ask.questions_per_image",
     "ask.max_new_tokens",
     "ask.spec_max_new_tokens",
     "solve.max_new_tokens",
 )
+"""Settings that the memory for one image grows with."""
+
+MEMORY_KNOBS = ("images_per_step", "generate.prompts_per_step", "generate.candidates", *IMAGE_KNOBS)
 """Settings that a step's memory grows with."""
 
 
@@ -43,6 +49,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "pool": trainer.pool.state(),
         "nonfinite_in_a_row": trainer.nonfinite_in_a_row,
         "seconds": trainer.seconds,
+        "images_at_once": dict(trainer.images_at_once),
     }
 
 
@@ -125,17 +132,18 @@ def roll_back(trainer: Trainer, alarms: list[str]) -> int | None:
     found, state, _ = checkpoint.newest_good(trainer.folder.checkpoints)
     checkpoint.restore(found, trainer.backbone, trainer.optimisers)
     kept = state_of(trainer)
-    now = {key: kept[key] for key in ("pool", "seconds")} | {"monitor": {}, "nonfinite_in_a_row": 0}
+    now = {key: kept[key] for key in ("pool", "seconds", "images_at_once")} | {"monitor": {}, "nonfinite_in_a_row": 0}
     _set_plain(trainer, {**state, **now}, str(found))
     trainer.rolled_back_for = tuple(alarms)
     step: int = state["step"]
     return step
 
 
-@contextmanager
-def whole_step(trainer: Trainer, roles: Collection[Role]) -> Iterator[None]:
-    """Inside, a step that updates ``roles`` is taken. If it fails, the state of the step before is put back, bit for
-    bit, and saved.
+def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Callable[[], T]) -> T:
+    """What ``take`` returns, which takes a step that updates ``roles``.
+
+    If it fails, the state of the step before is put back, bit for bit, and saved. With ``optimiser.micro_batch=auto`` a
+    step that runs out of memory is first taken again, with half as many images at a time, until it works on one.
 
     Raises:
         OutOfMemory: names the settings that help. Any other error is passed on.
@@ -144,21 +152,48 @@ def whole_step(trainer: Trainer, roles: Collection[Role]) -> Iterator[None]:
     optimisers = [trainer.optimisers[role] for role in roles]
     weights = [[p.detach().to("cpu", copy=True) for p in o.parameters.values()] for o in optimisers]
     moments = [o.state() for o in optimisers]
-    try:
-        yield
-    except Exception as error:
-        for optimiser, old_weights, old_moments in zip(optimisers, weights, moments, strict=True):
-            with torch.no_grad():
-                for parameter, before in zip(optimiser.parameters.values(), old_weights, strict=True):
-                    parameter.copy_(before)
-            optimiser.restore(old_moments)
-        _set_plain(trainer, state, "the step before")
-        set_random_state(streams)
-        if trainer.processes.is_main:
-            _write(trainer)  # not together with the others: perhaps one of them is gone
-        if is_out_of_memory(error):
-            raise out_of_memory(f"step {trainer.step + 1}") from error
-        raise
+    while True:
+        try:
+            return take()
+        except Exception as error:
+            if lacking := is_out_of_memory(error):
+                _let_go(error)
+            for optimiser, old_weights, old_moments in zip(optimisers, weights, moments, strict=True):
+                with torch.no_grad():
+                    for parameter, before in zip(optimiser.parameters.values(), old_weights, strict=True):
+                        parameter.copy_(before)
+                optimiser.restore(old_moments)
+            _set_plain(trainer, state, "the step before")
+            set_random_state(streams)
+            fewer = _fewer(trainer, kind) if lacking else 0
+            if not fewer:
+                if trainer.processes.is_main:
+                    _write(trainer)  # not together with the others: perhaps one of them is gone
+                if lacking:
+                    alone = trainer.config.optimiser.micro_batch == "auto"
+                    raise out_of_memory(f"step {trainer.step + 1}", alone=alone) from error
+                raise
+        trainer.images_at_once[kind] = state["images_at_once"][kind] = fewer
+        many = f"{fewer} image{'s' if fewer > 1 else ''} at a time"
+        trainer.display.message(f"out of memory in step {trainer.step + 1}: going on with {many} in {kind} steps")
+
+
+def _fewer(trainer: Trainer, kind: Kind) -> int:
+    """Half as many images as a step of this kind works on at a time; 0 if that is one, or must not change."""
+    if trainer.config.optimiser.micro_batch != "auto":
+        return 0
+    whole = images_in_step(kind, trainer.config)
+    return min(trainer.images_at_once.get(kind, whole), whole) // 2
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what a step that ran out of memory holds: its tensors live in the frames of the traceback."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -180,13 +215,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
-def out_of_memory(where: str) -> OutOfMemory:
-    """The one message about memory."""
+def out_of_memory(where: str, *, alone: bool = False) -> OutOfMemory:
+    """The one message about memory; ``alone``: it was worked on one image at a time."""
+    first = "" if alone else "optimiser.micro_batch=auto (1 with several processes), "
+    knobs = ", ".join(IMAGE_KNOBS if alone else MEMORY_KNOBS)
     return OutOfMemory(
-        f"out of memory in {where}",
+        f"out of memory in {where}" + (", with one image at a time" if alone else ""),
         "it needs more memory than the device has; the steps before it are saved",
-        "write optimiser.micro_batch=1, gradient_checkpointing=true or a lower " + ", ".join(MEMORY_KNOBS) + " into "
-        "config.yaml of the run and resume it, or resume it on a larger device",
+        f"write {first}gradient_checkpointing=true or a lower {knobs} into config.yaml of the run and resume it, "
+        "or resume it on a larger device",
     )
 
 
@@ -202,3 +239,5 @@ def _set_plain(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
         trainer.pool.restore(state["pool"])
         trainer.nonfinite_in_a_row = int(state["nonfinite_in_a_row"])
         trainer.seconds = checkpoint.finite(state["seconds"])
+        sizes = checked_sizes(state.get("images_at_once", {}))  # not in checkpoints of the first versions
+        trainer.images_at_once = sizes if trainer.config.optimiser.micro_batch == "auto" else {}

@@ -53,7 +53,7 @@ def _in_words(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_in_words, arguments))
     if origin is Annotated:

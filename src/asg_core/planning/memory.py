@@ -116,7 +116,7 @@ def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, 
     asking = cache_bytes(shape, images, images, images * k, work.image, work.question, config.ask.max_new_tokens)
     asked = images * k * n
     solving = cache_bytes(shape, images, asked, asked, work.image, work.framed, config.solve.max_new_tokens)
-    groups = images * k if config.optimiser.micro_batch == 0 else min(config.optimiser.micro_batch, images * k)
+    groups = config.optimiser.groups_per_pass(images * k)
     learning_images = min(images, groups)
     answer = work.framed + config.solve.max_new_tokens
     activations = _text_activations(shape, config, learning_images, work.image, groups * n, answer)
@@ -164,7 +164,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     candidates = images * config.generate.candidates
     answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
-    groups = images if config.optimiser.micro_batch == 0 else min(config.optimiser.micro_batch, images)
+    groups = config.optimiser.groups_per_pass(images)
     learning = groups * config.generate.candidates
     activations = learning * drawing.loss_bytes
     if config.gradient_checkpointing:

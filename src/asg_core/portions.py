@@ -1,0 +1,187 @@
+"""A step with fewer of its images in memory at once: ``optimiser.micro_batch=auto``, once memory has run out.
+
+A batch equals its singles and a seed belongs to a sample, so portions change no result beyond float rounding. They cost
+time: smaller batches, and an image that is read again in every call, because nothing of a portion is kept for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from asg_core.config import RunConfig
+from asg_core.roles import (
+    Backbone,
+    GenerationLoss,
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TokenLogits,
+)
+from asg_core.steps.records import Kind
+
+
+def images_in_step(kind: Kind, config: RunConfig) -> int:
+    """The most images that one call of a step works on: those of the pool, or all candidates."""
+    if kind == "understanding":
+        return config.images_per_step
+    return config.generate.prompts_per_step * config.generate.candidates
+
+
+def checked_sizes(values: Mapping[str, Any]) -> dict[Kind, int]:
+    """Images at a time by kind of step, from a state document. KeyError or ValueError if they are none."""
+    kinds: dict[str, Kind] = {"understanding": "understanding", "generation": "generation"}
+    for value in values.values():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{value!r:.50} images cannot be worked on at a time")
+    return {kinds[name]: value for name, value in values.items()}
+
+
+def in_portions(backbone: Backbone, at_once: int) -> Backbone:
+    """``backbone`` itself if ``at_once`` is 0, else :class:`InPortions` of it."""
+    return InPortions(backbone, at_once) if at_once else backbone
+
+
+class InPortions(Backbone):
+    """``backbone``, whose calls see at most ``at_once`` distinct images, drawings or texts at a time; results in order.
+
+    What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each portion gets
+    copies, and what was kept of them goes with the portion. ``generation_loss`` is not divided: the update of the
+    Generator accumulates gradients itself.
+
+    Args:
+        backbone: does the work.
+        at_once: >= 1.
+    """
+
+    def __init__(self, backbone: Backbone, at_once: int) -> None:
+        self.manifest = backbone.manifest
+        self._backbone, self._at_once = backbone, at_once
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self._backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base."""
+        return self._backbone.dtype
+
+    def ask(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(self._backbone.ask, requests, sampling, role)
+
+    def solve(
+        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+    ) -> list[TextSample]:
+        """See Backbone."""
+        return self._complete(self._backbone.solve, requests, sampling, role)
+
+    def _complete(
+        self,
+        call: Callable[[Sequence[TextRequest], TextSampling, Role | None], list[TextSample]],
+        requests: Sequence[TextRequest],
+        sampling: TextSampling,
+        role: Role | None,
+    ) -> list[TextSample]:
+        found: dict[int, TextSample] = {}
+
+        def work(places: Sequence[int]) -> None:  # a function, so that its copies end with it
+            samples = call(_with_copies([requests[place] for place in places]), sampling, role)
+            for place, sample in zip(places, samples, strict=True):
+                found[place] = replace(sample, request=requests[place])
+
+        for places in self._by_image(requests):
+            work(places)
+        return [found[place] for place in range(len(requests))]
+
+    def token_logits(
+        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
+    ) -> list[TokenLogits]:
+        """See Backbone."""
+        requests = [sample.request for sample in samples]
+        found: dict[int, TokenLogits] = {}
+
+        def work(places: Sequence[int]) -> None:
+            shown = _with_copies([requests[place] for place in places])
+            moved = [replace(samples[place], request=request) for place, request in zip(places, shown, strict=True)]
+            scores = self._backbone.token_logits(moved, role, base=base, logits=logits)
+            found.update(zip(places, scores, strict=True))
+
+        for places in self._by_image(requests):
+            work(places)
+        return [found[place] for place in range(len(samples))]
+
+    def _by_image(self, requests: Sequence[TextRequest]) -> Iterator[list[int]]:
+        """Places of requests, all of an image together."""
+        places_of: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            places_of.setdefault(id(request.image), []).append(place)
+        of_image = list(places_of.values())
+        for start in range(0, len(of_image), self._at_once):
+            yield [place for places in of_image[start : start + self._at_once] for place in places]
+
+    def generate(
+        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
+    ) -> list[ImageSample]:
+        """See Backbone."""
+        starts = range(0, len(requests), self._at_once)
+        return [
+            sample
+            for start in starts
+            for sample in self._backbone.generate(requests[start : start + self._at_once], sampling, role)
+        ]
+
+    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
+        """See Backbone. Not divided."""
+        return self._backbone.generation_loss(samples, noise_seeds)
+
+    def embed(self, items: Sequence[Image | str]) -> Tensor:
+        """See Backbone."""
+        portions = [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
+        if not portions:
+            return self._backbone.embed(items)
+        return torch.cat([
+            self._backbone.embed([item if isinstance(item, str) else item.copy() for item in portion])
+            for portion in portions
+        ])  # fmt: skip
+
+    def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
+        """See Backbone."""
+        return self._backbone.as_drawn(request, image)
+
+    def shardable(self) -> tuple[nn.Module, Sequence[nn.Module]] | None:
+        """See Backbone."""
+        return self._backbone.shardable()
+
+    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See Backbone."""
+        return self._backbone.trainable(role)
+
+    def save_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._backbone.save_role(role, directory)
+
+    def load_role(self, role: Role, directory: Path) -> None:
+        """See Backbone."""
+        self._backbone.load_role(role, directory)
+
+
+def _with_copies(requests: Sequence[TextRequest]) -> list[TextRequest]:
+    """The same requests about copies of their images, one copy an image."""
+    images = {id(request.image): request.image for request in requests}
+    copies = {key: None if image is None else image.copy() for key, image in images.items()}
+    return [replace(request, image=copies[id(request.image)]) for request in requests]
