@@ -12,9 +12,10 @@ from pathlib import Path
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from asg_core.decoding import CausalModel, OneWordEmbedding, sample_text, token_logits
+from asg_core.decoding import CausalModel, CompiledDecode, OneWordEmbedding, sample_text, token_logits
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.lora import RoleAdapters
+from asg_core.options import BackboneOptions
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TokenLogits
 
 
@@ -25,14 +26,23 @@ class CausalBackbone(Backbone):
         text: the model as decoding needs it.
         adapters: the three roles over it.
         checkpoint_layers: decoder layers whose activations are recomputed in the backward pass; none by default.
+        options: those that all backbones share; None: the defaults.
 
     Attributes:
         text, adapters, checkpoint_layers: as given.
+        compiled: runs decode passes where ``compile_decode`` is on; None: they are eager.
     """
 
-    def __init__(self, text: CausalModel, adapters: RoleAdapters, checkpoint_layers: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        text: CausalModel,
+        adapters: RoleAdapters,
+        checkpoint_layers: Sequence[nn.Module] = (),
+        options: BackboneOptions | None = None,
+    ) -> None:
         self.text, self.adapters = text, adapters
         self.checkpoint_layers = checkpoint_layers
+        self.compiled = CompiledDecode(text) if options and options.compile_decode else None
         self._prefixes = PrefixCache(adapters.version)
         self._embedding = OneWordEmbedding(text, adapters)
 
@@ -50,7 +60,7 @@ class CausalBackbone(Backbone):
 
     def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
         with self.adapters.use(role):
-            return sample_text(self.text, requests, sampling, prefixes=self._prefixes)
+            return sample_text(self.text, requests, sampling, prefixes=self._prefixes, compiled=self.compiled)
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from asg_core.causal_backbone import CausalBackbone
+from asg_core.errors import ConfigError
 from asg_core.roles import Backbone, GenerationLoss, Role, TokenLogits
 from asg_core.run_folder import write_json
 
@@ -125,7 +127,16 @@ def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) 
     Args:
         backbone: its own methods are wrapped until the block ends.
         clock: seconds; ``time.process_time`` leaves out what other programs take.
+
+    Raises:
+        ConfigError: the backbone decodes by compiled passes, in which modules are not called and cannot be counted.
     """
+    if isinstance(backbone, CausalBackbone) and backbone.compiled is not None:
+        raise ConfigError(
+            "the costs of compiled decode passes cannot be counted",
+            "modules are counted when they are called, and a compiled pass calls none",
+            "set backbone_options.compile_decode=false",
+        )
     counter = _Counter(backbone, clock)
     handles = [register_optimizer_step_post_hook(counter.stepped)]
     handles += [

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import ConfigError
 from asg_core.roles import Backbone, Role
 
@@ -26,8 +27,14 @@ def shard_base(backbone: Backbone, device: torch.device, count: int) -> None:
         backbone: loaded on the CPU or on ``device``, alike in every process.
 
     Raises:
-        ConfigError: the backbone does not say which layers can be split.
+        ConfigError: the backbone does not say which layers can be split, or decodes by compiled passes.
     """
+    if isinstance(backbone, CausalBackbone) and backbone.compiled is not None:
+        raise ConfigError(
+            "backbone_options.compile_decode=true does not go with FSDP",
+            "a compiled pass would use weights that are gathered for one layer at a time and dropped again",
+            "set backbone_options.compile_decode=false",
+        )
     found = backbone.shardable()
     if found is None:
         raise ConfigError(

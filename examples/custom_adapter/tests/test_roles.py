@@ -12,6 +12,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from asg_core.decoding import CompiledDecode
 from asg_core.errors import WeightsError
 from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
@@ -156,3 +157,20 @@ def test_embeddings_are_unit_vectors_of_the_base_that_depend_on_the_content(
     torch.testing.assert_close(vectors, load().embed(items))
     torch.testing.assert_close(vectors, torch.cat([awake.embed([item]) for item in items]), atol=1e-4, rtol=0)
     assert awake.embed([]).shape == (0, vectors.shape[1])
+
+
+def test_compiled_decoding_gives_the_eager_samples(load: Load, wake: Wake, picture: Picture) -> None:
+    """Traced as a whole, but not translated: that the core's tests do."""
+    eager, compiled = load(), load(compile_decode=True)
+    assert compiled.compiled is not None
+    compiled.compiled = CompiledDecode(
+        compiled.text, lambda run, _: torch.compile(run, fullgraph=True, dynamic=False, backend="eager")
+    )
+    for backbone in (eager, compiled):
+        wake(backbone, Role.SOLVER)
+    asked = [TextRequest("Why?", picture(0), 0), TextRequest("How many?", picture(0), 1)]
+    for role in (Role.SOLVER, None):
+        pairs = zip(*(b.solve(asked, TextSampling(8), role) for b in (compiled, eager)), strict=True)
+        for sample, other in pairs:
+            assert sample.token_ids == other.token_ids
+            torch.testing.assert_close(sample.logprobs, other.logprobs, atol=1e-5, rtol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +52,22 @@ def test_scores_come_from_the_policy_that_is_named(backbone: BagelBackbone) -> N
     torch.testing.assert_close(solver.base_logprobs, base.logprobs)
     assert float(base.kl.abs().max()) < 1e-6
     assert float(solver.kl.detach().min()) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler (g++, or CXX)")
+def test_compiled_decoding_gives_the_eager_samples(backbone: BagelBackbone, load: Callable[..., BagelBackbone]) -> None:
+    compiled = load(compile_decode=True)
+    assert compiled.compiled is not None
+    assert backbone.compiled is None
+    for index, role in enumerate(Role):
+        stir(compiled, role, index)
+    for asked in (Role.SOLVER, Role.PROPOSER, Role.SOLVER, None):
+        samples = compiled.solve(requests(), SAMPLING, asked)
+        for sample, other in zip(samples, backbone.solve(requests(), SAMPLING, asked), strict=True):
+            close(sample, other)
+        for sample, scores in zip(samples, compiled.token_logits(samples, asked), strict=True):
+            torch.testing.assert_close(scores.logprobs, torch.tensor(sample.logprobs), atol=1e-5, rtol=0)
 
 
 def test_a_batch_equals_its_singles_in_any_order(backbone: BagelBackbone) -> None:

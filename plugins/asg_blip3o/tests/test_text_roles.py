@@ -10,6 +10,7 @@ import torch
 from asg_blip3o.backbone import Blip3oBackbone
 from PIL import Image
 
+from asg_core.decoding import CompiledDecode
 from asg_core.roles import Role, TextRequest, TextSample, TextSampling
 
 Load = Callable[..., Blip3oBackbone]
@@ -44,6 +45,22 @@ def test_replayed_logprobs_equal_the_sampled_ones(
         for sample, score in zip(samples, scores, strict=True)
     )
     assert worst < (2e-5 if dtype == "float32" else 0.1)
+
+
+def test_compiled_decoding_gives_the_eager_samples(load: Load, wake: Wake, requests: list[TextRequest]) -> None:
+    """Traced as a whole, but not translated: that the core's tests do."""
+    eager, compiled = load(), load(compile_decode=True)
+    assert compiled.compiled is not None
+    compiled.compiled = CompiledDecode(
+        compiled.text, lambda run, _: torch.compile(run, fullgraph=True, dynamic=False, backend="eager")
+    )
+    for backbone in (eager, compiled):
+        wake(backbone, Role.SOLVER)
+    for role in (Role.SOLVER, None):
+        samples = compiled.solve(requests, SAMPLING, role)
+        for sample, other in zip(samples, eager.solve(requests, SAMPLING, role), strict=True):
+            assert sample.token_ids == other.token_ids
+            torch.testing.assert_close(sample.logprobs, other.logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_equals_its_singles_in_any_order(

@@ -9,9 +9,11 @@ import torch
 from asg_vargpt.backbone import VargptBackbone
 from PIL import Image
 
+from asg_core.decoding import CompiledDecode
 from asg_core.roles import Role, TextRequest, TextSample, TextSampling
 
 Picture = Callable[..., Image.Image]
+Load = Callable[..., VargptBackbone]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,24 @@ def requests(picture: Picture) -> list[TextRequest]:
 def samples(awake: VargptBackbone, requests: list[TextRequest]) -> list[TextSample]:
     """Their completions as one batch."""
     return awake.solve(requests, TextSampling(12))
+
+
+def test_compiled_decoding_gives_the_eager_samples(
+    awake: VargptBackbone, load: Load, wake: Callable[..., None], requests: list[TextRequest]
+) -> None:
+    """Traced as a whole, but not translated: that the core's tests do."""
+    compiled = load(compile_decode=True)
+    assert compiled.compiled is not None
+    compiled.compiled = CompiledDecode(
+        compiled.text, lambda run, _: torch.compile(run, fullgraph=True, dynamic=False, backend="eager")
+    )
+    for seed, role in enumerate(Role):
+        wake(compiled, role, seed)
+    for asked in (Role.SOLVER, None):
+        samples = compiled.solve(requests, TextSampling(12), asked)
+        for sample, other in zip(samples, awake.solve(requests, TextSampling(12), asked), strict=True):
+            assert sample.token_ids == other.token_ids
+            torch.testing.assert_close(sample.logprobs, other.logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_equals_its_singles(

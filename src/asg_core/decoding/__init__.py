@@ -6,6 +6,7 @@ caching, sampling and scoring is here, once, for all backbones:
 * :func:`sample_text` prefills every distinct image once, every distinct prompt of an image once, and decodes all
   samples as one batch, capturing log-probs and entropies on the way;
 * :func:`token_logits` scores stored samples over the same tree, differentiably: the shared prefix carries gradients;
+* :class:`CompiledDecode` lets :func:`sample_text` decode by compiled passes of fixed shapes;
 * :class:`ImageFeatureCache` keeps vision features, :class:`PrefixCache` prefilled prefixes, while the image lives;
 * :class:`OneWordEmbedding` compares pictures and texts by the model's own hidden states;
 * :func:`plant`, :func:`grow`, :func:`feed`, :func:`pick` are the steps of sampling, for decoders that do more per token
@@ -15,6 +16,7 @@ caching, sampling and scoring is here, once, for all backbones:
 
 from __future__ import annotations
 
+from asg_core.decoding.compiled import CompiledDecode
 from asg_core.decoding.images import ImageFeatureCache
 from asg_core.decoding.model import CausalModel, Segment, join_segments
 from asg_core.decoding.one_word import OneWordEmbedding
@@ -26,6 +28,7 @@ from asg_core.decoding.tree import Rows, feed, grow, plant
 
 __all__ = [
     "CausalModel",
+    "CompiledDecode",
     "ImageFeatureCache",
     "OneWordEmbedding",
     "PrefixCache",

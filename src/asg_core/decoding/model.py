@@ -97,9 +97,10 @@ class CausalModel(Protocol):
 
         Args:
             embeds: (B, L, D).
-            mask: (B, 1, L, S) bool, True where a query may look; the last L of the S keys are the new ones.
+            mask: (B, 1, L, S) bool, True where a query may look; the last L of the S keys are the new ones, except in
+                a compiled pass, whose cache says where it put them.
             positions: (A, B, L) long, absolute.
-            cache: holds S - L positions.
+            cache: gives S positions back when L are written to it.
 
         Returns:
             (B, L, D) hidden states, ready for :meth:`head`.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from asg_core.decoding.compiled import CompiledDecode, Room
 from asg_core.decoding.model import CausalModel
 from asg_core.decoding.pieces import PieceDecoder
 from asg_core.decoding.prefixes import PrefixCache
@@ -41,6 +42,7 @@ def sample_text(
     sampling: TextSampling,
     *,
     prefixes: PrefixCache | None = None,
+    compiled: CompiledDecode | None = None,
 ) -> list[TextSample]:
     """Complete every request; one sample per request, in order.
 
@@ -52,14 +54,19 @@ def sample_text(
         requests: those with the same image object share its prefix, those with the same prompt too share all of it.
         sampling: temperature 0 is greedy; log-probs then refer to temperature 1.
         prefixes: image prefixes kept between calls.
+        compiled: runs the passes after the first token, with the same results up to rounding; None: eagerly. Finished
+            rows then stay in the batch, because every other number of rows is another program.
+
+    Raises:
+        ConfigError: a pass cannot be compiled here.
     """
     if not requests:
         return []
     nodes, node_of = grow(model, requests, prefixes)
-    rows = nodes.fork(node_of, growing=True)
-    device = rows.counter.device
-    chooser = _Chooser(model, sampling.temperature, device)
     length = sampling.max_new_tokens
+    device = nodes.counter.device
+    rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.seat(nodes, node_of, length)
+    chooser = _Chooser(model, sampling.temperature, device)
     if sampling.temperature == 0:
         uniforms = torch.zeros(len(requests), length, device=device)
     else:
@@ -81,6 +88,9 @@ def sample_text(
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
         if not going or step + 1 == length:
             break
+        if isinstance(rows, Room):
+            rows.feed(ids)
+            continue
         if len(going) <= _COMPACT_AT * len(owners):
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]

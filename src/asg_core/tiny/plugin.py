@@ -30,6 +30,7 @@ MANIFEST = BackboneManifest(
     summary="embedded model of a world of coloured shapes; draws as image tokens; trains in minutes on one CPU thread",
     capabilities=Capabilities(text=True, image_loss="tokens", embed=True, gradient_checkpointing=False),
     factory="asg_core.tiny.backbone:load",
+    options="asg_core.options:BackboneOptions",
     plan="asg_core.tiny.plan:plan",
     defaults=_DEFAULTS,
     **_COMMON,

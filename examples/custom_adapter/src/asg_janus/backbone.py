@@ -41,6 +41,7 @@ class JanusBackbone(CausalBackbone):
             text,
             RoleAdapters(on, targets, request.lora, request.seed),
             list(text.decoder.layers) if request.gradient_checkpointing else [],
+            self.options,
         )
 
     @property

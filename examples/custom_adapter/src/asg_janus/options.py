@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from asg_core.options import BackboneOptions
 
 
-class JanusOptions(BaseModel):
+class JanusOptions(BackboneOptions):
     """Classifier-free guidance g: image logits are unconditional + g * (conditional - unconditional); 1 is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     guidance: float = Field(5.0, ge=1, description="guidance of images to look at; above 1 it doubles the rows")
     rollout_guidance: float = Field(

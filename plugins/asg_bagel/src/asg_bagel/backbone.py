@@ -55,6 +55,7 @@ class BagelBackbone(CausalBackbone):
             text,
             adapters.inject(model, request.lora, request.seed),
             list(model.language_model.model.layers) if request.gradient_checkpointing else [],
+            options,
         )
         self._drawing = (
             Drawing(self.builder, self.adapters, options, request.gradient_checkpointing) if model.generation else None

@@ -6,20 +6,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-class Options(BaseModel):
-    """Base: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from asg_core.options import BackboneOptions
 
 
-class Sampler(Options):
+class Sampler(BaseModel):
     """How an image is drawn (rectified flow, Euler steps, classifier-free guidance).
 
     ``image_scale`` guides away from the context without images. Upstream's default 1.5 applies to text-to-image too,
     where it amounts to a text scale of 1 + image_scale (text_scale - 1) = 5.5; that is kept, without upstream's third
     forward pass. A text scale <= 1 switches all guidance off, image guidance included.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     height: int | None = Field(None, ge=1, description="pixels, a multiple of 16; none: the profile's default")
     width: int | None = Field(None, ge=1, description="pixels, a multiple of 16; none: the profile's default")
@@ -44,7 +42,7 @@ class Sampler(Options):
         return self
 
 
-class BagelOptions(Options):
+class BagelOptions(BackboneOptions):
     """Everything about BAGEL that is not the method's."""
 
     generation: bool = Field(True, description="false: load the understanding half only (16 GB in bfloat16, not 29)")

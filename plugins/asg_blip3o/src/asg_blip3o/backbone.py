@@ -60,6 +60,7 @@ class Blip3oBackbone(CausalBackbone):
             LanguageModel(model, self.vocabulary, patches),
             role_adapters(model, request.lora, request.seed, generator_language=self.options.generator_language_lora),
             list(model.vlm.model.language_model.layers) if request.gradient_checkpointing else [],
+            self.options,
         )
 
     def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:

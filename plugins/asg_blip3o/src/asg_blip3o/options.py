@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asg_core.options import BackboneOptions
+
 
 class Sampler(BaseModel):
     """Both diffusion stages of one image. The original fixes stage 1 at 30 steps and guidance 3."""
@@ -24,10 +26,8 @@ class Sampler(BaseModel):
     width: int = Field(1024, ge=8, description="pixels; as height")
 
 
-class Blip3oOptions(BaseModel):
+class Blip3oOptions(BackboneOptions):
     """Settings of the BLIP3o backbone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rollout: Sampler = Field(
         Sampler(decoder_steps=25, decoder_guidance=2.0, height=640, width=640),

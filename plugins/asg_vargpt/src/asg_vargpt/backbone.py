@@ -55,6 +55,7 @@ class VargptBackbone(CausalBackbone):
             text,
             adapters.inject(model, request.lora, request.seed, on_decoder=on_decoder),
             list(model.language_model.layers) if request.gradient_checkpointing else [],
+            options,
         )
         self._candidates = (
             Candidates(model, text, self.adapters, options, checkpointing=request.gradient_checkpointing)

@@ -8,20 +8,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asg_core.errors import ConfigError
+from asg_core.options import BackboneOptions
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Options(BaseModel):
-    """Base: frozen, unknown keys refused."""
+class Sampler(BaseModel):
+    """How an image is drawn. Lists hold one value per scale, coarse to fine; a single value holds for all scales."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Sampler(Options):
-    """How an image is drawn. Lists hold one value per scale, coarse to fine; a single value holds for all scales."""
 
     resolution: Literal["0.06M", "0.25M", "0.60M", "1M"] = Field(
         "0.25M", description="pixels; square: 256, 512, 768, 1024. The release was trained at 256 and 512 square"
@@ -37,7 +34,7 @@ class Sampler(Options):
     )
 
 
-class VargptOptions(Options):
+class VargptOptions(BackboneOptions):
     """Everything about VARGPT that is not the method's."""
 
     generation: bool = Field(
