@@ -44,8 +44,14 @@ def points(row: Mapping[str, Any]) -> str:
     return f"{100 * row['difference']:+.1f} ({100 * row['ci_low']:+.1f} to {100 * row['ci_high']:+.1f})"
 
 
+def reaches_zero(row: Mapping[str, Any]) -> bool:
+    """Whether the interval of a comparison row holds 0."""
+    return bool(row["ci_low"] <= 0 <= row["ci_high"])
+
+
 def gains(results: Mapping[str, Any]) -> list[str]:
-    """What `asg study gains` found: the reference arm, the other arms, and what the reference arm does not improve."""
+    """What `asg study gains` found: the reference arm, the other arms, what the reference arm makes worse, and what it
+    does not improve."""
     reference = results["suite"]["reference"]
     after = [row for row in results["rows"] if row["against"] == "before"]
     full = [row for row in after if row["arm"] == reference]
@@ -63,18 +69,47 @@ def gains(results: Mapping[str, Any]) -> list[str]:
     for arm in controls:
         cells = [points(row) for row in after if row["arm"] == arm and row["category"] == "all"]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
-    lines += ["", f"Not improved by {reference}, because the interval of the difference reaches 0:", ""]
-    for section in sections:
-        still = [f"{r['category']} {points(r)}" for r in full if r["section"] == section and r["ci_low"] <= 0]
-        lines.append(f"* {section}: {', '.join(still) or 'nothing'}")
+    for title, chosen in (
+        (f"Made worse by {reference}:", lambda r: r["ci_high"] < 0),
+        (f"Not improved by {reference}, because the interval of the difference reaches 0:", reaches_zero),
+    ):
+        found = {section: [r for r in full if r["section"] == section and chosen(r)] for section in sections}
+        listed = {section: ", ".join(f"{r['category']} {points(r)}" for r in rows) for section, rows in found.items()}
+        lines += ["", title, "", *(f"* {section}: {text}" for section, text in listed.items() if text)]
+        if not any(listed.values()):
+            lines.append("* nothing")
     lines.append("")
-    seconds = results["seconds"].values()
+    seconds = [taken for taken in results["seconds"].values() if taken > 0]
     versions = ", ".join(f"{name} {' and '.join(found)}" for name, found in results["versions"].items())
     took = f"the steps of a run took {min(seconds):.0f} to {max(seconds):.0f} s"
     lines.append(f"Seeds {', '.join(map(str, results['suite']['seeds']))}; {took}; {versions}.")
     if results["missing"]:
         lines.append(f"Runs that are missing: {', '.join(results['missing'])}.")
     return lines
+
+
+def ablations(results: Mapping[str, Any]) -> list[str]:
+    """What `asg study ablations` found: the arms that differ from the reference arm, and those that do not."""
+    reference = results["suite"]["reference"]
+    rows = [r for r in results["rows"] if r["against"] == reference and r["category"] == "all"]
+    sections = list(dict.fromkeys(row["section"] for row in rows))
+    lines = [f"| change | {' | '.join(sections)} |", "|---" * (1 + len(sections)) + "|"]
+    same = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        of_arm = [row for row in rows if row["arm"] == arm]
+        if all(map(reaches_zero, of_arm)):
+            same.append(arm)
+            continue
+        cells = [points(row) if reaches_zero(row) else f"**{points(row)}**" for row in of_arm]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    seeds = sorted({row["seeds"] for row in rows})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return [
+        *lines,
+        "",
+        f"No difference seen (every interval reaches 0): {', '.join(same) or 'none'}. Seeds per change: {count}.",
+        *([f"Runs that are missing: {', '.join(results['missing'])}."] if results["missing"] else []),
+    ]
 
 
 def signals(results: Mapping[str, Any]) -> list[str]:
@@ -90,6 +125,7 @@ def signals(results: Mapping[str, Any]) -> list[str]:
 
 BLOCKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "gains": ("benchmarks/gains/results.json", gains),
+    "ablations": ("benchmarks/ablations/results.json", ablations),
     "signals": ("benchmarks/signals/signals.json", signals),
 }
 """Blocks of the README between `<!-- study: NAME -->` and `<!-- end -->`: from which results, and how."""

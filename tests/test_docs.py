@@ -47,11 +47,12 @@ def gains_results() -> dict[str, Any]:
         return {"arm": arm, "category": category, "difference": difference, **values, **shared}
 
     rows = [row("full", "all", 0.1, 0.05), row("full", "count", 0.01, -0.02), row("noise", "all", 0.0, -0.01)]
+    rows.append(row("full", "colour", -0.1, -0.15))
     suite = {"reference": "full", "seeds": [0, 1], "arms": {"full": {}, "noise": {}, "not run": {}}}
     return {
         "suite": suite,
         "rows": [*rows, {**rows[2], "against": "full", "difference": -0.1}],
-        "seconds": {"full-0": 60.4, "full-1": 71.0},
+        "seconds": {"full-0": 60.4, "full-1": 71.0, "noise-0": 0.0},
         "versions": {"torch": ["2.13.0"]},
         "missing": ["not-run-0"],
     }
@@ -61,10 +62,30 @@ def test_the_readme_says_what_a_study_found_and_what_it_does_not_improve() -> No
     lines = run_path(str(ROOT / "docs" / "refresh.py"))["gains"](gains_results())
     assert "| answers | 50.0 | 60.0 | +10.0 (+5.0 to +15.0) | +9.0 to +12.0 |" in lines
     assert "| noise | +0.0 (-1.0 to +1.0) |" in lines
-    assert "* answers: count +1.0 (-2.0 to +4.0)" in lines
+    worse, unclear = lines.index("Made worse by full:"), next(i for i, x in enumerate(lines) if "reaches 0" in x)
+    assert lines[worse + 2] == "* answers: colour -10.0 (-15.0 to -5.0)"
+    assert lines[unclear + 2] == "* answers: count +1.0 (-2.0 to +4.0)"
     assert "Seeds 0, 1; the steps of a run took 60 to 71 s; torch 2.13.0." in lines
     assert lines[-1] == "Runs that are missing: not-run-0."
     assert not any("not run |" in line for line in lines)
+
+
+def test_the_readme_names_changes_that_matter_and_those_that_do_not() -> None:
+    def row(arm: str, section: str, difference: float, against: str = "full", seeds: int = 2) -> dict[str, Any]:
+        ends = {"ci_low": difference - 0.02, "ci_high": difference + 0.02, "difference": difference}
+        return {"arm": arm, "against": against, "section": section, "category": "all", "seeds": seeds, **ends}
+
+    rows = [row("gone", "answers", -0.1), row("gone", "drawing", 0.01), row("idle", "answers", 0.01)]
+    rows += [row("idle", "drawing", -0.02, seeds=1), row("gone", "answers", 0.5, against="before")]
+    results = {"suite": {"reference": "full"}, "rows": rows, "missing": ["idle-1"]}
+    assert run_path(str(ROOT / "docs" / "refresh.py"))["ablations"](results) == [
+        "| change | answers | drawing |",
+        "|---|---|---|",
+        "| gone | **-10.0 (-12.0 to -8.0)** | +1.0 (-1.0 to +3.0) |",
+        "",
+        "No difference seen (every interval reaches 0): idle. Seeds per change: 1 to 2.",
+        "Runs that are missing: idle-1.",
+    ]
 
 
 def test_only_blocks_whose_results_are_there_are_written_and_nothing_around_them(tmp_path: Path) -> None:

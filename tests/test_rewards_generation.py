@@ -123,3 +123,18 @@ def test_a_score_that_is_not_a_number_is_not_hidden(name: str) -> None:
 @given(UNIT, UNIT, UNIT, UNIT, UNIT)
 def test_a_generation_reward_stays_within_the_quality(q: float, f: float, c: float, d: float, x: float) -> None:
     assert 0.0 <= generation_reward(q, CandidateScores(f, c, d, x)) <= q
+
+
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [
+        (None, 0.8 * ((0.65 * 0.5 + 0.20 * 0.4 + 0.10 * 0.3) / 0.95 - 0.20 * 0.25)),
+        ("fidelity", 0.8 * ((0.20 * 0.4 + 0.10 * 0.3) / 0.30 - 0.20 * 0.25)),
+        ("cycle", 0.8 * ((0.65 * 0.5 + 0.10 * 0.3) / 0.75 - 0.20 * 0.25)),
+        ("diversity", 0.8 * ((0.65 * 0.5 + 0.20 * 0.4) / 0.85 - 0.20 * 0.25)),
+        ("contradiction", 0.8 * (0.65 * 0.5 + 0.20 * 0.4 + 0.10 * 0.3) / 0.95),
+    ],
+)
+def test_a_term_that_is_left_out_leaves_the_others_their_proportions(without: str | None, expected: float) -> None:
+    scores = CandidateScores(fidelity=0.5, cycle=0.4, diversity=0.3, contradiction=0.25)
+    assert generation_reward(0.8, scores, without) == pytest.approx(expected, abs=1e-12)

@@ -8,9 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from asg_core.manifest import LoraSettings
+
+Control = Literal[
+    "none",
+    "random_rewards",
+    "shuffled_votes",
+    "own_drawings",
+    "one_framing",
+    "base_ratio",
+    "source_images",
+    "no_fidelity",
+    "no_cycle",
+    "no_diversity",
+    "no_contradiction",
+]
+"""What of the method is taken away or replaced (``RunConfig.control``)."""
 
 
 class Section(BaseModel):
@@ -101,9 +116,15 @@ class Optimiser(Section):
     lr_generator: float = Field(1e-6, ge=0, description="learning rate of the Generator adapter; 0 leaves it untouched")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip per role")
-    micro_batch: int = Field(
-        0, ge=0, description="groups per backward pass (gradient accumulation); 0: the whole step at once"
+    micro_batch: NonNegativeInt | Literal["auto"] = Field(
+        0,
+        description="groups per backward pass (gradient accumulation); 0: the whole step at once; auto: likewise, and "
+        "a step that runs out of memory is taken again with half as many images at a time",
     )
+
+    def groups_per_pass(self, groups: int) -> int:
+        """How many of ``groups`` groups one backward pass takes as long as memory lasts."""
+        return groups if self.micro_batch in (0, "auto") else min(int(self.micro_batch), groups)
 
 
 class Alarms(Section):
@@ -150,8 +171,12 @@ class RunConfig(Section):
         "auto", description="of the frozen base; auto: bfloat16 on cuda, float32 elsewhere; adapters are always float32"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory in updates")
-    control: Literal["none", "random_rewards", "shuffled_votes"] = Field(
-        "none", description="replace the learning signal by noise, to measure what the method itself contributes"
+    control: Control = Field(
+        "none",
+        description="take one thing of the method away, to measure what it contributes. random_rewards, "
+        "shuffled_votes: noise for rewards; own_drawings: the model's own drawings for the images; one_framing: all "
+        "answers under the canonical framing; base_ratio: the policy ratio against the base; source_images: the "
+        "Generator learns from the source image; no_...: that term of the Generator's reward left out",
     )
     profile: bool = Field(
         False, description="count calls, tokens, time and weights read by phase; printed and kept in profile.json"

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from asg_core.config import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.manifest import BackboneManifest
+from asg_core.plugins import validate_options
+from asg_core.processes import launched_processes
 from asg_core.schedule import kinds
 from asg_core.steps.records import Kind
 
@@ -15,7 +17,8 @@ def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
     """The kinds of steps that the run will take.
 
     Raises:
-        ConfigError: the backbone cannot take them, a tracker is not installed, or there are no images.
+        ConfigError: the backbone cannot take them, a tracker is not installed, there are no images, two settings
+            do not go together, or several processes were launched and a setting is for one.
     """
     can = manifest.capabilities
     planned = kinds(config.steps, config.schedule)
@@ -39,6 +42,18 @@ def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
                 "its package is not installed",
                 f"pip install 'asg-core[{tracker}]'",
             )
+    if config.optimiser.micro_batch == "auto" and launched_processes() > 1:
+        raise ConfigError(
+            f"optimiser.micro_batch=auto does not fit {launched_processes()} processes",
+            "one that runs out of memory cannot take a step again while the others wait in the middle of it",
+            "use a number, e.g. optimiser.micro_batch=1",
+        )
+    if config.profile and getattr(validate_options(manifest, config.backbone_options), "compile_decode", False):
+        raise ConfigError(
+            "profile=true does not go with backbone_options.compile_decode=true",
+            "modules are counted when they are called, and a compiled pass calls none",
+            "leave one of them out",
+        )
     if config.images is None and manifest.images is None:
         raise ConfigError(
             "no images were given", f"backbone {config.backbone!r} brings none of its own", "add images=FOLDER"

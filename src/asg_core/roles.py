@@ -21,6 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from asg_core.errors import CapabilityError
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
@@ -223,6 +225,20 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """(n, d) float32 unit vectors from the *base* model, one space for images and texts. No gradient."""
+
+    def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
+        """``image`` as if :meth:`generate` had drawn it for ``request``, without log-probs.
+
+        Only the control "source_images" needs it; the method never trains the Generator on given images.
+
+        Raises:
+            CapabilityError: the default.
+        """
+        raise CapabilityError(
+            f"{type(self).__name__} cannot take an image for a drawing of its own",
+            "it has no as_drawn method, which control=source_images needs",
+            "use another control, or write as_drawn",
+        )
 
     def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:
         """The whole model, and those of its layers whose frozen weights may be split over devices.

@@ -31,11 +31,12 @@ from asg_core.counting import profiled
 from asg_core.devices import resolve_device, resolve_dtype
 from asg_core.entropy import RollingPercentile
 from asg_core.errors import CheckpointError, TrainingStopped
-from asg_core.images import ImagePool
+from asg_core.images import ImagePool, PoolImage
 from asg_core.monitor import CollapseMonitor, generation_metrics, understanding_metrics, update_metrics
 from asg_core.optimiser import RoleOptimiser
 from asg_core.plugins import find_manifest, load_backbone, resolve
 from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.portions import in_portions
 from asg_core.preflight import check_plan
 from asg_core.processes import Processes, launched_rank, start_accelerator
 from asg_core.progress import TrainingDisplay
@@ -44,8 +45,9 @@ from asg_core.run_folder import RunFolder, disk_problems, fill_directory, read_j
 from asg_core.samples import write_samples
 from asg_core.schedule import step_kind
 from asg_core.sharding import shard_base
+from asg_core.steps.control import drawn_again
 from asg_core.steps.generation import generation_step
-from asg_core.steps.records import GenerationItem, UnderstandingItem
+from asg_core.steps.records import GenerationItem, Kind, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
 from asg_core.steps.update import proposer_groups, solver_groups, update_generator, update_text_role
 from asg_core.stop_signals import stop_signals
@@ -195,6 +197,7 @@ class Trainer:
         self.baseline = EmaBaseline()
         self.monitor = CollapseMonitor(config.alarms)
         self.nonfinite_in_a_row = 0
+        self.images_at_once: dict[Kind, int] = {}
         self.rolled_back_for: tuple[str, ...] = ()
         self.step = 0
         self.seconds = 0.0
@@ -231,12 +234,16 @@ class Trainer:
         started = time.perf_counter()
         number = self.step + 1
         kind = step_kind(number, self.config.steps, self.config.schedule)
-        with recovery.whole_step(self, TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)):
-            items, metrics = self._understanding(number) if kind == "understanding" else self._generation(number)
+        roles, take = (
+            (TEXT_ROLES, self._understanding) if kind == "understanding" else ((Role.GENERATOR,), self._generation)
+        )
+        items, metrics = recovery.whole_step(self, kind, roles, lambda: take(number))
         self.step = number
         seconds = time.perf_counter() - started
         self.seconds += seconds
         record = {"step": number, "kind": kind, "seconds": round(seconds, 4), "images": len(items), **metrics}
+        if kind in self.images_at_once:
+            record["images_at_once"] = self.images_at_once[kind]
         record["alarms"] = self.monitor.observe(record)
         if record["alarms"] and self.config.alarms.action == "rollback":
             record["rolled_back_to"] = recovery.roll_back(self, record["alarms"])
@@ -255,12 +262,18 @@ class Trainer:
         if number == 1 or number % self.config.sample_every_steps == 0:
             write_samples(self.folder.samples, number, [item for item in items if item.mine])
 
+    def _take(self, backbone: Backbone, count: int, first: int, number: int) -> list[PoolImage]:
+        images = self.pool.take(count, self.processes)
+        if self.config.control != "own_drawings":
+            return images
+        return drawn_again(backbone, images, self.config, number, first)
+
     def _understanding(self, number: int) -> tuple[list[UnderstandingItem], dict[str, Any]]:
         config, first = self.config, self.processes.share(self.config.images_per_step).start
-        images = self.pool.take(config.images_per_step, self.processes)
-        items = understanding_step(
-            self.backbone, images, config, number, self.window, self.baseline, self.processes, first
-        )
+        at_once = self.images_at_once.get("understanding", 0)
+        backbone = in_portions(self.backbone, at_once)
+        images = self._take(backbone, config.images_per_step, first, number)
+        items = understanding_step(backbone, images, config, number, self.window, self.baseline, self.processes, first)
         metrics = understanding_metrics(items)
         mine = [item for item in items if item.mine]
         groups = {Role.PROPOSER: proposer_groups, Role.SOLVER: solver_groups}
@@ -268,7 +281,7 @@ class Trainer:
         for role in TEXT_ROLES:
             beta = self.betas[role]
             own, whole = groups[role](mine), groups[role](items)
-            report = update_text_role(self.backbone, role, own, self.optimisers[role], beta, config, whole)
+            report = update_text_role(backbone, role, own, self.optimisers[role], beta, config, whole, at_once)
             metrics |= update_metrics(role, report, kl=report.kl, beta=beta.beta)
             nonfinite += report.dropped + report.step.nonfinite
             shares.append(report.zero_variance_share)
@@ -278,10 +291,12 @@ class Trainer:
 
     def _generation(self, number: int) -> tuple[list[GenerationItem], dict[str, Any]]:
         prompts = self.config.generate.prompts_per_step
-        images = self.pool.take(prompts, self.processes)
         first = self.processes.share(prompts).start
-        items = generation_step(self.backbone, images, self.config, number, self.processes, first)
-        report = update_generator(self.backbone, items, self.optimisers[Role.GENERATOR], self.config, number)
+        at_once = self.images_at_once.get("generation", 0)
+        backbone = in_portions(self.backbone, at_once)
+        images = self._take(backbone, prompts, first, number)
+        items = generation_step(backbone, images, self.config, number, self.processes, first)
+        report = update_generator(backbone, items, self.optimisers[Role.GENERATOR], self.config, number, at_once)
         tokens = self.manifest.capabilities.image_loss == "tokens"
         metrics = generation_metrics(items)
         metrics |= update_metrics(Role.GENERATOR, report, penalty=report.kl, kl=report.kl if tokens else None)

@@ -68,7 +68,17 @@ class CandidateScores:
     contradiction: float
 
 
-def generation_reward(quality: float, scores: CandidateScores) -> float:
-    """R_g = quality * clip((.65 S_fid + .20 S_cyc + .10 S_div) / .95 - .20 S_ctr, 0, 1); NaN if a score is NaN."""
-    gain = (0.65 * scores.fidelity + 0.20 * scores.cycle + 0.10 * scores.diversity) / 0.95
-    return quality * min(max(gain - 0.20 * scores.contradiction, 0.0), 1.0)
+_PERCENT = {"fidelity": 65, "cycle": 20, "diversity": 10}
+
+
+def generation_reward(quality: float, scores: CandidateScores, without: str | None = None) -> float:
+    """R_g = quality * clip((.65 S_fid + .20 S_cyc + .10 S_div) / .95 - .20 S_ctr, 0, 1); NaN if a score is NaN.
+
+    Args:
+        without: name of a score to leave out; the weights of the other gains are scaled to sum to 1 as before.
+    """
+    weights = {name: percent / 100 for name, percent in _PERCENT.items() if name != without}
+    whole = sum(_PERCENT[name] for name in weights) / 100
+    gain: float = sum(weight * getattr(scores, name) for name, weight in weights.items()) / whole
+    loss = 0.0 if without == "contradiction" else 0.20 * scores.contradiction
+    return quality * min(max(gain - loss, 0.0), 1.0)

@@ -227,9 +227,10 @@ def _judge_likeness(backbone: Backbone, items: Sequence[GenerationItem], config:
 
 
 def _reward(items: Sequence[GenerationItem], backbone: Backbone, config: RunConfig, step: int) -> None:
+    without = config.control.removeprefix("no_") if config.control.startswith("no_") else None
     groups = [
         [
-            generation_reward(item.quality, CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction))
+            generation_reward(item.quality, CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction), without)
             for c in item.candidates
         ]
         for item in items

@@ -101,6 +101,8 @@ def _solve(
     earlier: int,
 ) -> None:
     framings = FRAMINGS[: config.solve.framings]
+    if config.control == "one_framing":
+        framings = (CANONICAL_FRAMING,) * len(framings)
     requests = [
         TextRequest(frame(str(q.text), framing), item.source.image, derive_seed(config.seed, step, "solve", i, j))
         for i, (item, q) in enumerate(questions, start=earlier)

@@ -25,8 +25,9 @@ from asg_core.optimiser import RoleOptimiser, StepResult
 from asg_core.policy import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.roles import Backbone, ImageSample, Role, TextSample
 from asg_core.seeds import derive_seed
+from asg_core.steps.control import lessons
 from asg_core.steps.generation import uses_regression
-from asg_core.steps.records import Candidate, GenerationItem, UnderstandingItem
+from asg_core.steps.records import GenerationItem, UnderstandingItem
 
 T = TypeVar("T")
 
@@ -51,6 +52,17 @@ class _Lesson:
     advantage: float
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """What the Generator learns from: a drawing, its weight or advantage, the place of its item among the step's, and
+    its share of the prompt's mean penalty."""
+
+    sample: ImageSample
+    signal: float
+    item: int
+    share: float
+
+
 def proposer_groups(items: Sequence[UnderstandingItem]) -> list[list[tuple[TextSample, float]]]:
     """The K completions of each image with their advantages."""
     return [[(q.completion, q.advantage or 0.0) for q in item.questions] for item in items]
@@ -69,6 +81,7 @@ def update_text_role(
     beta: AdaptiveKl,
     config: RunConfig,
     whole: Sequence[Sequence[tuple[TextSample, float]]] | None = None,
+    at_once: int = 0,
 ) -> UpdateReport:
     """One KL-regularised clipped policy-gradient update; moves ``beta`` from the mean KL afterwards.
 
@@ -79,6 +92,7 @@ def update_text_role(
         groups: what this process learns from, samples with their advantages.
         whole: the groups of all processes, of which ``groups`` are a part and whose tokens the loss is averaged over;
             None if there is one process.
+        at_once: groups per backward pass; 0: as configured.
     """
     everywhere = _lessons(groups if whole is None else whole)
     dropped = sum(map(len, groups if whole is None else whole)) - sum(map(len, everywhere))
@@ -91,9 +105,9 @@ def update_text_role(
     kls: list[Tensor] = []
 
     def losses(first: bool) -> Iterator[Callable[[], Tensor]]:
-        for batch in _batches(signal, config.optimiser.micro_batch):
+        for batch in _batches(signal, at_once or config.optimiser.groups_per_pass(len(signal))):
             yield lambda batch=batch: _text_loss(  # type: ignore[misc]
-                backbone, role, [lesson for group in batch for lesson in group], beta.beta, tokens, config, kls, first
+                backbone, role, batch, beta.beta, tokens, config, kls, first
             )
 
     result = StepResult()
@@ -144,11 +158,13 @@ def _text_loss(
     scores = backbone.token_logits([lesson.sample for lesson in lessons], role, base=True)
     terms, divergences, drift = [], [], []
     for lesson, score in zip(lessons, scores, strict=True):
-        old = tensor_on(score.logprobs.device, lesson.sample.logprobs, score.logprobs.dtype)
-        drift.append((score.logprobs.detach() - old).abs())
-        terms.append(clipped_policy_terms(score.logprobs, old, lesson.advantage, config.policy.clip))
         if score.kl is None or score.base_logprobs is None:
             raise TypeError(f"{type(backbone).__name__}.token_logits(base=True) returned no base scores")
+        old = tensor_on(score.logprobs.device, lesson.sample.logprobs, score.logprobs.dtype)
+        drift.append((score.logprobs.detach() - old).abs())
+        if config.control == "base_ratio":
+            old = score.base_logprobs
+        terms.append(clipped_policy_terms(score.logprobs, old, lesson.advantage, config.policy.clip))
         divergences.append(score.kl if config.policy.kl == "exact" else k3(score.logprobs, score.base_logprobs))
     if first:
         _assert_replay(float(torch.cat(drift).mean()), next(iter(backbone.trainable(role))), backbone)
@@ -167,10 +183,10 @@ def _assert_replay(drift: float, name: str, backbone: Backbone) -> None:
         )
 
 
-def _batches(groups: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    size = size or max(len(groups), 1)
-    for start in range(0, len(groups), size):
-        yield groups[start : start + size]
+def _batches(groups: Sequence[Sequence[T]], size: int) -> Iterator[list[T]]:
+    """The members of ``size`` groups at a time."""
+    for start in range(0, len(groups), max(size, 1)):
+        yield [member for group in groups[start : start + size] for member in group]
 
 
 def update_generator(
@@ -179,6 +195,7 @@ def update_generator(
     optimiser: RoleOptimiser,
     config: RunConfig,
     step: int,
+    at_once: int = 0,
 ) -> UpdateReport:
     """One update of the Generator on its own candidates, never on the source image.
 
@@ -187,6 +204,7 @@ def update_generator(
 
     Args:
         items: the whole step's; this process learns from those that are its own.
+        at_once: candidates per backward pass, also fewer than a prompt has; 0: as configured.
     """
     drawn = [item for item in items if item.candidates]
     signal = [item for item in drawn if any(c.signal for c in item.candidates)]
@@ -195,14 +213,16 @@ def update_generator(
     if not signal or optimiser.lr == 0:
         return UpdateReport(StepResult(), None, dropped, silent)
     penalties: list[Tensor] = []
-    rows = [
-        (i, [c for c in item.candidates if c.signal is not None])
-        for i, item in enumerate(items)
-        if item.mine and any(c.signal for c in item.candidates)
-    ]
+    groups = []
+    for i, item in enumerate(items):
+        if item.mine and any(c.signal for c in item.candidates):
+            taught = lessons(backbone, item, config.control)
+            groups.append([_Drawing(sample, weight, i, 1.0 / len(taught)) for sample, weight in taught])
+    if at_once:
+        groups = [[drawing] for group in groups for drawing in group]
 
     def losses() -> Iterator[Callable[[], Tensor]]:
-        for batch in _batches(rows, config.optimiser.micro_batch):
+        for batch in _batches(groups, at_once or config.optimiser.groups_per_pass(len(groups))):
             yield lambda batch=batch: _generator_loss(backbone, batch, len(signal), config, step, penalties)  # type: ignore[misc]
 
     result = optimiser.step(losses(), lambda: _weighted_mean(penalties))
@@ -211,19 +231,18 @@ def update_generator(
 
 def _generator_loss(
     backbone: Backbone,
-    rows: Sequence[tuple[int, Sequence[Candidate]]],
+    drawings: Sequence[_Drawing],
     prompts: int,
     config: RunConfig,
     step: int,
     penalties: list[Tensor],
 ) -> Tensor:
-    candidates = [c for _, group in rows for c in group]
-    samples: list[ImageSample] = [c.sample for c in candidates]
-    seeds = [derive_seed(config.seed, step, "noise", i) for i, group in rows for _ in group]
+    samples = [drawing.sample for drawing in drawings]
+    seeds = [derive_seed(config.seed, step, "noise", drawing.item) for drawing in drawings]
     scored = backbone.generation_loss(samples, seeds)
     penalties.append(scored.penalty.detach())
-    signals = scored.loss.new_tensor([c.signal or 0.0 for c in candidates])
-    per_prompt = scored.loss.new_tensor([1.0 / len(group) for _, group in rows for _ in group])
+    signals = scored.loss.new_tensor([drawing.signal for drawing in drawings])
+    per_prompt = scored.loss.new_tensor([drawing.share for drawing in drawings])
     penalty = config.generate.penalty_weight * (scored.penalty * per_prompt).sum()
     if uses_regression(backbone, config):
         return ((signals * scored.loss).sum() + penalty) / prompts

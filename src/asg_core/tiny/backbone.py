@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CapabilityError
 from asg_core.lora import RoleAdapters
 from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.options import BackboneOptions
 from asg_core.roles import (
     GenerationLoss,
     ImageRequest,
@@ -25,7 +27,7 @@ from asg_core.roles import (
 from asg_core.tiny import flow
 from asg_core.tiny.causal import TinyCausal
 from asg_core.tiny.drawing import Prompts, code_logits, left_pad, sample_codes
-from asg_core.tiny.model import CELLS, TinyModel
+from asg_core.tiny.model import CELLS, GRID, PIXELS, TinyModel
 from asg_core.tiny.plugin import FLOW_MANIFEST, MANIFEST
 from asg_core.tiny.vocabulary import BOS, DRAW, EMBED, IMAGE, Vocabulary
 from asg_core.tiny.weights import load_base, to_device
@@ -36,10 +38,8 @@ if TYPE_CHECKING:
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class FlowOptions(BaseModel):
+class FlowOptions(BackboneOptions):
     """Settings of ``backbone=tiny_flow``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rollout_steps: int = Field(8, ge=1, le=256, description="Euler steps of a training candidate")
     quality_steps: int = Field(16, ge=1, le=256, description="Euler steps of an image for people")
@@ -51,7 +51,7 @@ class TinyBackbone(CausalBackbone):
     Args:
         model: frozen base.
         vocabulary: word ids.
-        request: shape and seed of the adapters.
+        request: shape and seed of the adapters, and options.
     """
 
     manifest: BackboneManifest = MANIFEST
@@ -69,7 +69,7 @@ class TinyBackbone(CausalBackbone):
         adapters = RoleAdapters(
             {"trunk": model.trunk}, {role: {"trunk": LINEAR} for role in Role}, request.lora, request.seed
         )
-        super().__init__(TinyCausal(model, vocabulary), adapters)
+        super().__init__(TinyCausal(model, vocabulary), adapters, options=request.options)
 
     def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]]:
         """See Backbone."""
@@ -107,6 +107,18 @@ class TinyBackbone(CausalBackbone):
                 requests, self._pictures(codes), codes, logprobs, strict=True
             )
         ]
+
+    def as_drawn(self, request: ImageRequest, image: Picture) -> ImageSample:
+        """See Backbone: the codes whose patches are nearest to the image's cells, at temperature 1."""
+        codes = self._codes(image)
+        return ImageSample(request, image, {"codes": codes, "temperature": torch.tensor(1.0)})
+
+    def _codes(self, image: Picture) -> Tensor:
+        """(16,) long, CPU."""
+        pixels = torch.from_numpy(np.asarray(image.resize((PIXELS, PIXELS)), dtype=np.float32))
+        side = PIXELS // GRID
+        cells = pixels.reshape(GRID, side, GRID, side, 3).transpose(1, 2).reshape(CELLS, -1)
+        return torch.cdist(cells, self._model.codebook.flatten(1).float().cpu()).argmin(-1)
 
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: mean negative log-prob of the stored codes, exact KL per code to the adapters-off model."""
@@ -191,6 +203,10 @@ class TinyFlowBackbone(TinyBackbone):
             ImageSample(request, picture, {"latent": latent.cpu()})
             for request, picture, latent in zip(requests, pictures, latents, strict=True)
         ]
+
+    def as_drawn(self, request: ImageRequest, image: Picture) -> ImageSample:
+        """See Backbone: the latents of the nearest codes."""
+        return ImageSample(request, image, {"latent": self._model.latents.float().cpu()[self._codes(image)]})
 
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: flow-matching error on the stored latents, squared distance to the adapters-off velocity."""

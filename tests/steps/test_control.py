@@ -1,0 +1,188 @@
+"""Controls take one thing of the method away, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from asg_core import RunConfig, Trainer, load_backbone
+from asg_core.entropy import RollingPercentile
+from asg_core.errors import CapabilityError
+from asg_core.images import PoolImage
+from asg_core.optimiser import RoleOptimiser
+from asg_core.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
+from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.rewards.generation import CandidateScores, generation_reward
+from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role
+from asg_core.seeds import derive_seed
+from asg_core.steps.control import controlled, drawn_again
+from asg_core.steps.generation import generation_step
+from asg_core.steps.understanding import understanding_step
+from asg_core.steps.update import solver_groups, update_generator, update_text_role
+from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
+
+
+def with_control(config: RunConfig, control: str, **sections: Any) -> RunConfig:
+    return config.model_copy(update={"control": control, **sections})
+
+
+def pixels(source: PoolImage) -> bytes:
+    return np.asarray(source.image).tobytes()
+
+
+def test_noise_controls_keep_group_sizes_and_shuffling_keeps_the_values() -> None:
+    rewards = [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]]
+    shuffled = controlled(rewards, "shuffled_votes", 1)
+    assert [len(group) for group in shuffled] == [2, 1, 3]
+    assert sorted(value for group in shuffled for value in group) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert shuffled != rewards
+    noise = controlled(rewards, "random_rewards", 1)
+    assert [len(group) for group in noise] == [2, 1, 3]
+    assert all(0 <= value < 1 for group in noise for value in group)
+    assert controlled(rewards, "no_cycle", 1) == rewards
+
+
+def test_one_framing_asks_all_answers_under_the_canonical_one(
+    tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    for control, framings in (("none", FRAMINGS), ("one_framing", (CANONICAL_FRAMING,) * 7)):
+        items = understanding_step(
+            tiny, images[:2], with_control(config, control), 1, RollingPercentile(), EmaBaseline()
+        )
+        asked = [q for item in items for q in item.questions if q.text is not None]
+        assert asked
+        for q in asked:
+            assert [a.sample.request.prompt for a in q.answers] == [frame(str(q.text), f) for f in framings]
+            assert len({a.sample.request.seed for a in q.answers}) == 7
+
+
+def test_the_base_ratio_divides_by_the_base_and_leaves_the_rest(
+    tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    def solver_step(control: str, lr: float) -> float | None:
+        optimiser = RoleOptimiser(tiny.trainable(Role.SOLVER), lr, 0.0, 1.0, Accelerator(cpu=True))
+        chosen = with_control(config, control)
+        return update_text_role(tiny, Role.SOLVER, groups, optimiser, AdaptiveKl(0.0), chosen).step.loss
+
+    def sampled() -> list[Any]:
+        return solver_groups(understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline()))
+
+    groups = sampled()
+    solver_step("none", 8e-3)
+    groups = sampled()
+    answers = [(sample, advantage) for group in groups if any(a for _, a in group) for sample, advantage in group]
+    with torch.no_grad():
+        scores = tiny.token_logits([sample for sample, _ in answers], Role.SOLVER, base=True)
+    terms = [
+        clipped_policy_terms(score.logprobs, score.base_logprobs, advantage, config.policy.clip)
+        for score, (_, advantage) in zip(scores, answers, strict=True)
+        if score.base_logprobs is not None
+    ]
+    plain = [-advantage * len(sample.token_ids) for sample, advantage in answers]
+    tokens = sum(len(sample.token_ids) for sample, _ in answers)
+    against_base = float(torch.cat(terms).sum()) / tokens
+    assert abs(against_base - sum(plain) / tokens) > 1e-3
+    assert solver_step("base_ratio", 1e-12) == pytest.approx(against_base, abs=1e-5)
+    assert solver_step("none", 1e-12) == pytest.approx(sum(plain) / tokens, abs=1e-4)
+
+
+def test_own_drawings_replace_every_picture_by_what_its_spec_makes_the_generator_draw(
+    tiny: Backbone, images: list[PoolImage], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    draw = tiny.generate
+
+    def spy(requests: list[ImageRequest], sampling: ImageSampling) -> Any:
+        seeds.extend(request.seed for request in requests)
+        return draw(requests, sampling)
+
+    monkeypatch.setattr(tiny, "generate", spy)
+    drawn = drawn_again(tiny, images, config, 3, 0)
+    assert [source.path for source in drawn] == [source.path for source in images]
+    for before, after in zip(images, drawn, strict=True):
+        assert after.image.size == (32, 32)
+        assert pixels(before) != pixels(after)
+    # a process's share of a step is drawn as the whole step would
+    tail = drawn_again(tiny, images[4:], config, 3, 4)
+    assert [pixels(source) for source in tail] == [pixels(source) for source in drawn[4:]]
+    drawn_again(tiny, images, config, 4, 0)
+    assert len(set(seeds)) == 2 * len(images), "every image of every step has a seed of its own"
+    assert drawn_again(tiny, [], config, 3, 0) == []
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
+def test_source_images_teach_the_source_weighted_by_the_best_reward(
+    name: str, request: pytest.FixtureRequest, images: list[PoolImage], config: RunConfig
+) -> None:
+    backbone: Backbone = request.getfixturevalue(name)
+    chosen = with_control(config, "source_images", generate=config.generate.model_copy(update={"update": "regression"}))
+    items = generation_step(backbone, images, chosen, 4)
+    items = [item for item in items if any(c.signal for c in item.candidates)][:2]
+    assert len(items) == 2
+    optimiser = RoleOptimiser(backbone.trainable(Role.GENERATOR), 1e-9, 0.0, 1.0, Accelerator(cpu=True))
+    weights = [max(c.reward for c in item.candidates) for item in items]
+    sources = [backbone.as_drawn(item.candidates[0].sample.request, item.source.image) for item in items]
+    report = update_generator(backbone, items, optimiser, chosen, 4)
+    candidates = config.model_copy(update={"generate": chosen.generate})
+    assert report.step.loss != update_generator(backbone, items, optimiser, candidates, 4).step.loss
+    seeds = [derive_seed(chosen.seed, 4, "noise", i) for i in range(2)]
+    with torch.no_grad():
+        scored = backbone.generation_loss(sources, seeds)
+    expected = sum(w * float(loss) for w, loss in zip(weights, scored.loss, strict=True)) / 2
+    assert report.step.loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_picture_becomes_the_codes_that_draw_it(tiny: Backbone) -> None:
+    asked = ImageRequest("a red circle", 0)
+    rng = random.Random(0)
+    scenes = [sample_scene(rng) for _ in range(50)]
+    for scene in scenes:
+        codes = scene_codes(scene)
+        assert tiny.as_drawn(asked, render(codes)).trajectory["codes"].tolist() == codes
+    noisy = [photograph(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
+    seen = [codes_scene(tiny.as_drawn(asked, picture).trajectory["codes"].tolist()).things for picture in noisy]
+    assert sum(a == b.things for a, b in zip(seen, scenes, strict=True)) >= 45
+
+
+def test_a_backbone_without_as_drawn_says_so(tiny: Backbone, images: list[PoolImage]) -> None:
+    with pytest.raises(CapabilityError, match="as_drawn"):
+        Backbone.as_drawn(tiny, ImageRequest("a red circle", 0), images[0].image)
+
+
+@pytest.mark.parametrize("left_out", ["fidelity", "cycle", "diversity", "contradiction"])
+def test_a_generation_step_leaves_the_named_term_out(
+    left_out: str, tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    items = generation_step(tiny, images[:3], with_control(config, f"no_{left_out}"), 4)
+    judged = [(item, c) for item in items for c in item.candidates]
+    assert judged
+    for item, c in judged:
+        scores = CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction)
+        assert c.reward == generation_reward(item.quality, scores, left_out)
+
+
+@pytest.mark.parametrize("mode", ["understanding", "generation"])
+def test_a_run_on_own_drawings_looks_at_nothing_else(
+    mode: str, tiny: Backbone, scenes: Path, tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[PoolImage] = []
+    step = {"understanding": understanding_step, "generation": generation_step}[mode]
+
+    def spy(backbone: Backbone, images: list[PoolImage], *rest: Any) -> Any:
+        taken.extend(images)
+        return step(backbone, images, *rest)
+
+    monkeypatch.setattr(f"asg_core.trainer.{mode}_step", spy)
+    chosen = {"images": scenes, "out": tmp_path / "run", "steps": 1, "schedule": {"mode": mode}}
+    Trainer(RunConfig.model_validate(config.model_dump() | chosen | {"control": "own_drawings"}), tiny).run()
+    sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]
+    assert taken
+    fresh = load_backbone("tiny", device="cpu", dtype="float32")
+    assert [pixels(s) for s in taken] == [pixels(s) for s in drawn_again(fresh, sources, config, 1, 0)]
