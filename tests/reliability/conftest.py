@@ -33,6 +33,7 @@ STATE: dict[str, Any] = {
     "pool": {"epoch": 0, "position": 1, "files": "0", "quarantined": {}},
     "nonfinite_in_a_row": 0,
     "seconds": 1.5,
+    "images_at_once": {"understanding": 2},
 }
 
 

@@ -292,6 +292,7 @@ def take_in(state: dict[str, Any]) -> None:
     pool.order = lambda epoch: [0]
     pool.restore = lambda saved: ImagePool.restore(pool, saved)  # type: ignore[arg-type]
     trainer: Any = SimpleNamespace(
+        config=RunConfig.model_validate({"optimiser": {"micro_batch": "auto"}}),
         betas={role: AdaptiveKl(0.1) for role in (Role.PROPOSER, Role.SOLVER)},
         window=RollingPercentile(),
         baseline=EmaBaseline(),
@@ -302,13 +303,17 @@ def take_in(state: dict[str, Any]) -> None:
     )
     recovery._set_plain(trainer, state, "fuzz")
     betas = [control.beta for control in trainer.betas.values()]
+    assert all(type(count) is int and count > 0 for count in trainer.images_at_once.values())
+    assert set(trainer.images_at_once) <= {"understanding", "generation"}
     taken = [trainer.window.state(), trainer.monitor.state(), trainer.seconds, trainer.baseline.value, betas]
     json.dumps(taken, allow_nan=False)
 
 
 @fuzz(1000)
 @given(
-    key=st.sampled_from(["betas", "window", "baseline", "monitor", "pool", "nonfinite_in_a_row", "seconds"]),
+    key=st.sampled_from(
+        ["betas", "window", "baseline", "monitor", "pool", "nonfinite_in_a_row", "seconds", "images_at_once"]
+    ),
     value=st.one_of(json_values, st.sampled_from([np.nan, np.inf, -np.inf, True, -1, 2**70])),
     inside=st.booleans(),
 )
