@@ -40,6 +40,12 @@ def test_every_step_of_a_short_run_is_a_dot() -> None:
     assert raw.count("L ") == 200
 
 
+def test_an_axis_of_small_values_keeps_the_digits_of_its_labels() -> None:
+    metrics = [{"step": s, "kind": "understanding", "kl_solver": 0.0001 * s} for s in range(1, 9)]
+    ((_, [plot]),) = draw_panels(metrics, RunConfig())
+    assert ">0.0002<" in plot.svg
+
+
 def test_one_step_is_enough_for_a_plot() -> None:
     ((_, [plot]),) = draw_panels([{"step": 1, "kind": "generation", "s_fid": 0.5}], RunConfig())
     assert [(key.metric, key.early, key.late) for key in plot.keys] == [("s_fid", 0.5, 0.5)]

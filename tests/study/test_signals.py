@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from asg_core import RunConfig, Trainer
 from asg_core.answers import same_answer
 from asg_core.cli import main
-from asg_core.errors import CapabilityError, ConfigError
+from asg_core.errors import CapabilityError, ConfigError, RunFolderError
 from asg_core.plugins import find_manifest
 from asg_core.roles import Backbone
 from asg_core.study import Suite
@@ -197,7 +198,7 @@ def test_a_question_is_answered_alike_whatever_else_is_in_its_batch(
 
 
 def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
-    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("asg_core.study.signals.QUESTIONS", 7)
     suite = study / "mini.yaml"
@@ -227,6 +228,16 @@ def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
     assert html.count("<svg") == 4
     assert "http" not in html.replace("http://www.w3.org", "")
     assert "full, in training" in (study / "signals.md").read_text()
+    # The rows alone, without runs and models, make the same page and tables; those of other seeds are left alone.
+    shutil.copy(study / "signals_rows.json", tmp_path)
+    monkeypatch.delattr("asg_core.study.signals.solve_questions")
+    command = ["study", str(suite), "--arms", "full", "--out", str(tmp_path), "--no-run"]
+    assert main(command) == 0
+    for name in ("signals.html", "signals.json", "signals.md", "signals_rows.json"):
+        assert (tmp_path / name).read_bytes() == (study / name).read_bytes()
+    (tmp_path / "results.json").unlink(missing_ok=True)
+    assert main([*command, "--seeds", "0"]) == RunFolderError.exit_code
+    assert (tmp_path / "signals_rows.json").read_bytes() == (study / "signals_rows.json").read_bytes()
 
 
 def test_true_answers_of_held_out_questions_are_those_of_their_scenes():

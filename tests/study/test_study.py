@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from asg_core.cli import main
 from asg_core.config_io import load_run_config, write_run_config
 from asg_core.errors import AsgError, ConfigError, RunFolderError, StudyError
-from asg_core.study import Suite, analyse, load_suite, run_study, shipped_suites, write_results
+from asg_core.evaluation.compare import ComparisonRow
+from asg_core.study import StudyResult, Suite, analyse, load_suite, run_study, shipped_suites, write_results
+from asg_core.study.analysis import StudyRow
 from asg_core.study.runner import is_finished, run_folder_of
 
 SUITE: dict[str, Any] = {
@@ -114,6 +118,58 @@ def test_the_page_and_the_raw_rows_name_what_is_missing(suite: Suite, tmp_path: 
     raw = json.loads((tmp_path / "results.json").read_text())
     assert raw["missing"] == ["full-1", "no-gate-0", "no-gate-1"]
     assert raw["rows"][0]["difference"] == 0.5
+
+
+def test_every_row_stands_on_the_page_under_its_section_and_category(suite: Suite, tmp_path: Path):
+    places = [
+        (against, section, category, arm)
+        for against in ("before", "full")
+        for section in ("answers", "drawing")
+        for category in ("all", "colour", "count")
+        for arm in ("full", "no gate")
+    ]
+    rows = [
+        StudyRow(arm, against, 2, ComparisonRow(section, category, 9, 0.2, 0.3, i / 1000, -0.1, 0.1, 1.0), (0.1, 0.2))
+        for i, (against, section, category, arm) in enumerate(places, start=1)
+    ]
+    page = write_results(StudyResult(suite, tuple(rows), {}, (), {}), tmp_path).read_text(encoding="utf-8")
+    found, against, section, group = {}, "", "all", ""
+    for line in page.splitlines():
+        text = re.sub(r"<[^>]+>", "", line).removeprefix("By category: ")
+        if line.startswith("<h2>"):
+            against, section = ("before" if text == "After against before" else "full"), "all"
+        elif line.startswith("<summary>"):
+            section = text
+        elif line.startswith("<tbody><tr><th colspan"):
+            group = text
+        elif line.startswith("<tr><th>") and "<td>" in line:
+            arm, _, _, _, _, difference, *_ = line.removeprefix("<tr><th>").split("<td>")
+            place = (group, "all") if section == "all" else (section, group)
+            found[against, *place, arm] = difference
+    assert found == {place: f"{i / 10:+.1f}" for i, place in enumerate(places, start=1)}
+
+
+def test_without_its_runs_a_study_is_written_again_from_its_rows(suite: Suite, tmp_path: Path):
+    for arm in suite.arms:
+        for seed in suite.seeds:
+            finished(tmp_path, suite, arm, seed, [0, 1, 0, 1], [1, 1, seed, 1])
+    suite_file = tmp_path / "mini.yaml"
+    suite_file.write_text(json.dumps(SUITE))
+    command = ["study", str(suite_file), "--no-run", "--out", str(tmp_path)]
+    names = ("results.json", "table.md", "study.html")
+    assert main(command) == 0
+    written = [(tmp_path / name).read_bytes() for name in names]
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "study.html").unlink()
+    assert main(command) == 0
+    assert [(tmp_path / name).read_bytes() for name in names] == written
+    # Rows of other runs are not written over, nor are rows that cannot be read.
+    for narrower in (["--seeds", "0"], ["--arms", "full"]):
+        assert main([*command, *narrower]) == RunFolderError.exit_code
+    assert [(tmp_path / name).read_bytes() for name in names] == written
+    (tmp_path / "results.json").write_bytes(written[0][:200])
+    assert main(command) == RunFolderError.exit_code
+    assert (tmp_path / "results.json").read_bytes() == written[0][:200]
 
 
 def test_a_folder_with_other_settings_is_refused(suite: Suite, tmp_path: Path):

@@ -29,7 +29,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table."""
     from asg_core.plugins import resolve
-    from asg_core.study import analyse, load_suite, run_study, shipped_suites, write_results
+    from asg_core.study import analyse, load_suite, run_study, shipped_suites, stored_result, write_results
     from asg_core.study.page import markdown
     from asg_core.study.suite import MEASURES
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     measure = resolve(MEASURES[suite.measure])(suite) if suite.measure else None
     if not args.no_run:
         run_study(suite, out, args.jobs or os.cpu_count() or 1, lambda line: print(line, flush=True))
-    result = analyse(suite, out)
+    result = stored_result(suite, out) or analyse(suite, out)
     page = write_results(result, out)
     print(markdown(result.rows))
     print(f"page: {page}")

@@ -185,6 +185,9 @@ def svg(figure: Figure, salt: str) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    # Hundredths of a pixel in the tags are enough; numbers between the tags are labels.
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r"\n +", "\n", text)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)

@@ -2,7 +2,17 @@
 
 from asg_core.study.analysis import StudyResult, analyse
 from asg_core.study.page import write_results
+from asg_core.study.results import stored_result
 from asg_core.study.runner import run_study
 from asg_core.study.suite import Suite, load_suite, shipped_suites
 
-__all__ = ["StudyResult", "Suite", "analyse", "load_suite", "run_study", "shipped_suites", "write_results"]
+__all__ = [
+    "StudyResult",
+    "Suite",
+    "analyse",
+    "load_suite",
+    "run_study",
+    "shipped_suites",
+    "stored_result",
+    "write_results",
+]

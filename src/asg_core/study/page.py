@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
@@ -11,6 +10,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 from asg_core.report.formats import FILTERS
 from asg_core.run_folder import write_atomically, write_json
 from asg_core.study.analysis import StudyResult, StudyRow
+from asg_core.study.results import as_data
+
+Groups = dict[str, list[StudyRow]]
 
 
 def write_results(result: StudyResult, out: Path) -> Path:
@@ -19,19 +21,36 @@ def write_results(result: StudyResult, out: Path) -> Path:
     write_json(out / "results.json", as_data(result))
     write_atomically(out / "table.md", markdown(result.rows))
     against = dict.fromkeys(row.against for row in result.rows)
-    reach = max((abs(x) for r in result.rows for x in (r.row.ci_low, r.row.ci_high)), default=1.0) or 1.0
     page = (
         environment()
         .get_template("study.html.j2")
         .render(
             result=result,
-            tables={name: [r for r in result.rows if r.against == name] for name in against},
-            place=lambda value: round(50 + 50 * value / reach, 2),
-            reach=reach,
+            tables={name: _wholes_and_parts([r for r in result.rows if r.against == name]) for name in against},
+            several=len(result.suite.seeds) > 1,
+            reach_of=_reach,
+            place=lambda value, reach: round(50 + 50 * value / reach, 1),
         )
     )
     write_atomically(out / "study.html", page)
     return out / "study.html"
+
+
+def _wholes_and_parts(rows: Sequence[StudyRow]) -> tuple[Groups, dict[str, Groups]]:
+    """Rows of whole sections by section; rows of their categories by section and category. Arms keep their order."""
+    wholes: Groups = {}
+    parts: dict[str, Groups] = {}
+    for r in rows:
+        section, category = r.row.section, r.row.category
+        group = wholes if category == "all" else parts.setdefault(section, {})
+        group.setdefault(section if category == "all" else category, []).append(r)
+    return wholes, parts
+
+
+def _reach(groups: Groups) -> float:
+    """Largest end of an interval: what the scale of a table must hold on either side of 0."""
+    ends = (abs(end) for rows in groups.values() for r in rows for end in (r.row.ci_low, r.row.ci_high))
+    return max(ends, default=0.0) or 1.0
 
 
 def environment() -> Environment:
@@ -44,20 +63,6 @@ def environment() -> Environment:
     )
     made.filters.update(FILTERS)
     return made
-
-
-def as_data(result: StudyResult) -> dict[str, object]:
-    """The result as plain data for JSON."""
-    return {
-        "suite": result.suite.model_dump(mode="json"),
-        "versions": result.versions,
-        "seconds": result.seconds,
-        "missing": list(result.missing),
-        "rows": [
-            {"arm": r.arm, "against": r.against, "seeds": r.seeds, **asdict(r.row), "by_seed": list(r.by_seed)}
-            for r in result.rows
-        ],
-    }
 
 
 def markdown(rows: Sequence[StudyRow]) -> str:

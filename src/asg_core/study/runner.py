@@ -21,6 +21,11 @@ def run_folder_of(out: Path, arm: str, seed: int) -> Path:
     return out / "runs" / f"{arm.replace(' ', '-')}-{seed}"
 
 
+def has_runs(out: Path) -> bool:
+    """Whether the study's folder holds runs, finished or not."""
+    return (out / "runs").is_dir()
+
+
 def is_finished(run: Path) -> bool:
     """Whether a run reached its end and was evaluated before and after."""
     file = run / "summary.json"

@@ -14,15 +14,14 @@ from asg_core.evaluation.truth import KnownWorld
 from asg_core.plugins import find_manifest, load_backbone, resolve
 from asg_core.roles import Backbone, Role
 from asg_core.study.runner import is_finished, run_folder_of
-from asg_core.study.signals.page import Measured, write_signals
+from asg_core.study.signals.page import Measured, stored_rows, write_signals
+from asg_core.study.signals.rows import BASE
 from asg_core.study.signals.solving import solve_questions
 from asg_core.study.signals.training import read_training
 from asg_core.study.suite import Suite
 
 QUESTIONS = 980
 """Held-out questions of each seed."""
-
-BASE = "base"
 
 
 class SignalsMeasure:
@@ -45,11 +44,14 @@ class SignalsMeasure:
     def write(self, out: Path) -> Path:
         """Measure the finished runs in the study's folder; write signals.json, .md and .html there; returns the page.
 
-        The raw rows go into ``signals_rows.json``. Unfinished runs are left out.
+        The raw rows go into ``signals_rows.json``, and come from there where the runs are gone. Unfinished runs are
+        left out.
         """
-        measured = Measured(self._suite, [], [], [], [], {})
-        for seed in self._suite.seeds:
-            self._measure(seed, out, measured)
+        measured = stored_rows(self._suite, out)
+        if measured is None:
+            measured = Measured(self._suite, [], [], [], [], {})
+            for seed in self._suite.seeds:
+                self._measure(seed, out, measured)
         return write_signals(measured, out)
 
     def _measure(self, seed: int, out: Path, to: Measured) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from asg_core.report.formats import decimal
 from asg_core.run_folder import write_atomically, write_json
 from asg_core.study.page import environment
+from asg_core.study.results import require_same, unreadable
+from asg_core.study.runner import has_runs
 from asg_core.study.signals.figures import held_out_plots, training_plots
-from asg_core.study.signals.rows import Asked, Drawn, Referenced, Solved, as_table
+from asg_core.study.signals.rows import BASE, Asked, Drawn, Referenced, Solved, as_table, from_table
 from asg_core.study.signals.statistics import FEW, Estimate
 from asg_core.study.signals.tables import PHASES, HeldOut, Training, held_out, training
 from asg_core.study.suite import Suite
@@ -27,6 +29,32 @@ class Measured:
     referenced: list[Referenced]
     drawn: list[Drawn]
     steps: dict[str, int]
+
+
+def stored_rows(suite: Suite, out: Path) -> Measured | None:
+    """What ``signals_rows.json`` in ``out`` holds, where no run is there any more; None where runs are, or no rows
+    of one.
+
+    Raises:
+        RunFolderError: the file is of other arms or seeds, or is damaged.
+    """
+    file = out / "signals_rows.json"
+    if has_runs(out) or not file.is_file():
+        return None
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        solved = from_table(Solved, raw["solved"])
+        asked = from_table(Asked, raw["asked"])
+        referenced = from_table(Referenced, raw["referenced"])
+        drawn = from_table(Drawn, raw["drawn"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise unreadable(file, error) from error
+    arms = [model for model in _models(solved) if model != BASE]
+    if not arms:
+        return None
+    require_same(suite, arms, {row.seed for row in solved}, file)
+    steps = {arm: suite.run_config(arm, suite.seeds[0]).steps for arm in arms}
+    return Measured(suite, solved, asked, referenced, drawn, steps)
 
 
 def write_signals(measured: Measured, out: Path) -> Path:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
+
+BASE = "base"
+"""The model before training, among the models of the rows."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Solved:
     """A held-out question, answered under all framings and once greedily.
 
     Attributes:
-        model: "base" or the name of the arm whose Solver answered.
+        model: :data:`BASE` or the name of the arm whose Solver answered.
         seed: of the run and of the questions.
         category: kind of question.
         question: its text.
@@ -110,6 +113,16 @@ class Drawn:
 Row = Solved | Asked | Referenced | Drawn
 
 
+R = TypeVar("R", Solved, Asked, Referenced, Drawn)
+
+
 def as_table(kind: type[Row], rows: Sequence[Row]) -> dict[str, Any]:
     """Columns and rows of one kind, for JSON: {"columns": [...], "rows": [[...], ...]}."""
     return {"columns": [field.name for field in fields(kind)], "rows": [astuple(row) for row in rows]}
+
+
+def from_table(kind: type[R], table: dict[str, Any]) -> list[R]:
+    """The inverse of :func:`as_table`. Raises ValueError where the columns are not those of ``kind``."""
+    if table["columns"] != [field.name for field in fields(kind)]:
+        raise ValueError(f"columns {table['columns']} are not those of {kind.__name__}")
+    return [kind(*row) for row in table["rows"]]
