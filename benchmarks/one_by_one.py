@@ -7,9 +7,8 @@ result depends on its request and seed, not on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,7 +16,6 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from asg_core.roles import (
-    Backbone,
     GenerationLoss,
     ImageRequest,
     ImageSample,
@@ -27,87 +25,38 @@ from asg_core.roles import (
     TextSample,
     TextSampling,
     TokenLogits,
+    one_each,
 )
+from asg_core.wrapped import WrappedBackbone
 
 T = TypeVar("T")
 
 
-class Wrapped(Backbone):
-    """Passes every call on to ``inner``; subclass it to change some."""
-
-    def __init__(self, inner: Backbone) -> None:
-        self.inner = inner
-        self.manifest = inner.manifest
-
-    @property
-    def device(self) -> torch.device:
-        """Of ``inner``."""
-        return self.inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of ``inner``."""
-        return self.inner.dtype
-
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self.inner.ask(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self.inner.solve(requests, sampling, role)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return self.inner.token_logits(samples, role, base=base, logits=logits)
-
-    def generate(
-        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
-    ) -> list[ImageSample]:
-        """See Backbone."""
-        return self.inner.generate(requests, sampling, role)
-
-    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
-        """See Backbone."""
-        return self.inner.generation_loss(samples, noise_seeds)
-
-    def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone."""
-        return self.inner.embed(items)
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
-        return self.inner.trainable(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.inner.save_role(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.inner.load_role(role, directory)
-
-
-class OneByOne(Wrapped):
+class OneByOne(WrappedBackbone):
     """One request per call of ``inner``, each with its own copy of the image."""
 
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
         """See Backbone."""
-        return [replace(self.inner.ask([_alone(r)], sampling, role)[0], request=r) for r in requests]
+        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        return [replace(self.inner.ask([_alone(r)], how, role)[0], request=r) for r, how in each]
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         """See Backbone."""
-        return [replace(self.inner.solve([_alone(r)], sampling, role)[0], request=r) for r in requests]
+        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        return [replace(self.inner.solve([_alone(r)], how, role)[0], request=r) for r, how in each]
+
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
+        """Nothing: whoever keeps nothing need not read ahead."""
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False

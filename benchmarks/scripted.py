@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from one_by_one import Wrapped
 from PIL.Image import Image
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.prompts import CAPTION_PROMPT, SPEC_PROMPT
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, one_each
+from asg_core.wrapped import WrappedBackbone
 
 SPEC = (
     "Prompt: a red square above a blue circle Q: What colour is the square? A: red "
@@ -45,7 +45,7 @@ def endless(backbone: Backbone) -> None:
     backbone.text = EndlessText(backbone.text)
 
 
-class Scripted(Wrapped):
+class Scripted(WrappedBackbone):
     """Replaces texts.
 
     Args:
@@ -59,7 +59,10 @@ class Scripted(Wrapped):
         self._sources, self._framings = {id(image) for image in sources}, framings
 
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
         """See Backbone."""
         samples = super().ask(requests, sampling, role)
@@ -69,11 +72,15 @@ class Scripted(Wrapped):
         ]
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         """See Backbone."""
         samples = super().solve(requests, sampling, role)
-        return [_say(s, self._answer(i, s.request, sampling)) for i, s in enumerate(samples)]
+        each = one_each(sampling, len(requests))
+        return [_say(s, self._answer(i, s.request, how)) for i, (s, how) in enumerate(zip(samples, each, strict=True))]
 
     def _answer(self, index: int, request: TextRequest, sampling: TextSampling) -> str:
         if request.prompt == CAPTION_PROMPT:

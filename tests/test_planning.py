@@ -221,9 +221,25 @@ def test_passes_of_an_understanding_step(shape: ModelShape, config: RunConfig) -
     for images in (1, 8):
         phases = {p.name: p for p in understanding_phases(shape, config, SIZE, images)}
         assert phases["ask, decode"].calls == config.ask.max_new_tokens
-        assert phases["solve, decode"].calls == phases["greedy, decode"].calls == config.solve.max_new_tokens
+        assert phases["solve, decode"].calls == config.solve.max_new_tokens
+        assert phases["image prefix, all policies"].calls == 1
+
+
+def test_ste_costs_rows_and_no_pass(shape: ModelShape, config: RunConfig) -> None:
     off = config.model_copy(update={"ste": config.ste.model_copy(update={"reduce": "off"})})
-    assert not any(p.name.startswith("greedy") for p in understanding_phases(shape, off, SIZE, 1))
+    with_it, without = ({p.name: p for p in understanding_phases(shape, c, SIZE, 1)} for c in (config, off))
+    assert sum(p.calls for p in with_it.values()) == sum(p.calls for p in without.values())
+    n = config.solve.framings
+    assert with_it["solve, decode"].flops == pytest.approx((n + 1) / n * without["solve, decode"].flops)
+
+
+def test_passes_of_a_generation_step(shape: ModelShape, config: RunConfig) -> None:
+    """Candidates are questioned and captioned in as many passes as the longer of the two takes."""
+    for answer, caption in ((4, 9), (9, 4), (5, 5)):
+        solve = config.solve.model_copy(update={"max_new_tokens": answer, "caption_max_new_tokens": caption})
+        phases = generation_phases(shape, config.model_copy(update={"solve": solve}), SIZE, 2)
+        judged = [p for p in phases if p.name in ("judge, decode", "judge, longer rows")]
+        assert sum(p.calls for p in judged) == max(answer, caption)
 
 
 def test_flops_of_an_understanding_step_grow_with_its_images(shape: ModelShape, config: RunConfig) -> None:

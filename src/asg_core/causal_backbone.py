@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from asg_core.decoding import CausalModel, CompiledDecode, OneWordEmbedding, sample_text, token_logits
 from asg_core.decoding.prefixes import PrefixCache
+from asg_core.decoding.tree import plant
 from asg_core.lora import RoleAdapters
 from asg_core.options import BackboneOptions
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TokenLogits
@@ -47,20 +49,41 @@ class CausalBackbone(Backbone):
         self._embedding = OneWordEmbedding(text, adapters)
 
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(requests, sampling, role)
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(requests, sampling, role)
 
-    def _complete(self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None) -> list[TextSample]:
+    def _complete(
+        self, requests: Sequence[TextRequest], sampling: TextSampling | Sequence[TextSampling], role: Role | None
+    ) -> list[TextSample]:
         with self.adapters.use(role):
             return sample_text(self.text, requests, sampling, prefixes=self._prefixes, compiled=self.compiled)
+
+    @torch.no_grad()
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
+        """See Backbone: the rows of all roles run as one batch, each under its own adapter."""
+        distinct = list({id(image): image for image in images}.values())
+        if not distinct or not roles:
+            return
+        segments = self.text.prefixes(distinct)
+        with self.adapters.use_rows([role for role in roles for _ in distinct]):
+            rows = plant(self.text, segments * len(roles))
+        for place, role in enumerate(roles):
+            with self.adapters.use(role):
+                self._prefixes.keep(distinct, rows, place * len(distinct))
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False

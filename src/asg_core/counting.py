@@ -28,12 +28,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import ConfigError
-from asg_core.roles import Backbone, GenerationLoss, Role, TokenLogits
+from asg_core.roles import Backbone, GenerationLoss, Role, TokenLogits, one_each
 from asg_core.run_folder import write_json
 
-Phase = Literal["ask", "solve", "score", "update", "generate", "embed", "core"]
-"""ask and solve: sampled text. score: greedy answers and log-probs without gradients. update: from a differentiable
-score to the end of the optimiser step. core: everything outside the backbone, the method's own Python."""
+Phase = Literal["prefill", "ask", "solve", "score", "update", "generate", "embed", "core"]
+"""prefill: image prefixes of several roles at once. ask and solve: sampled text, and greedy answers (STE) in the same
+batch. score: calls that are greedy throughout, and log-probs without gradients. update: from a differentiable score to
+the end of the optimiser step. core: everything outside the backbone, the method's own Python."""
 
 
 @dataclass
@@ -156,7 +157,7 @@ def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) 
             delattr(backbone, name) if method is None else setattr(backbone, name, method)
 
 
-_CALLS = ("ask", "solve", "token_logits", "generate", "generation_loss", "embed")
+_CALLS = ("prefill", "ask", "solve", "token_logits", "generate", "generation_loss", "embed")
 
 
 @contextmanager
@@ -249,10 +250,11 @@ class _Counter:
 
 def _phase(name: str, given: Mapping[str, Any]) -> Phase:
     match name:
-        case "ask" | "generate" | "embed":
+        case "prefill" | "ask" | "generate" | "embed":
             return name
         case "solve":
-            return "score" if given["sampling"].temperature == 0 else "solve"
+            each = one_each(given["sampling"], len(given["requests"]))
+            return "score" if all(one.temperature == 0 for one in each) else "solve"
         case _:
             return "update" if torch.is_grad_enabled() else "score"
 

@@ -10,7 +10,8 @@ import json
 import math
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -105,18 +106,61 @@ class RoleAdapters:
         Raises:
             PluginError: if there is no such adapter.
         """
-        if role is not None and role not in self._weights:
-            raise PluginError(
-                f"this backbone has no {role.value} adapter",
-                f"adapters exist for {', '.join(sorted(self._weights))}",
-                "name targets for the role when creating RoleAdapters",
-            )
+        if role is not None:
+            self._check(role)
         before = self._active
         self._activate(role)
         try:
             yield
         finally:
             self._activate(before)
+
+    @contextmanager
+    def use_rows(self, roles: Sequence[Role | None]) -> Iterator[None]:
+        """Inside the block, row i of every batch runs under ``roles[i]``, None for the base policy. Without gradients.
+
+        PEFT's ``adapter_names`` does the same, but sends index lists to the device in every layer, and rounds what the
+        adapter adds to the dtype of the base before adding it, which :meth:`use` does not.
+
+        Args:
+            roles: one per row; those of a role best lie together, because each run of equal ones is one product.
+
+        Raises:
+            PluginError: if there is no such adapter, or a layer is given something else than one row per role.
+        """
+        spans, start = [], 0
+        for role, run in groupby(roles):
+            stop = start + len(list(run))
+            if role is not None:
+                self._check(role)
+                spans.append((role.value, slice(start, stop)))
+            start = stop
+
+        def add(layer: Linear, args: tuple[Tensor, ...], result: Tensor) -> None:
+            (rows,) = args
+            if len(rows) != start:
+                raise PluginError(
+                    f"a linear layer was given {len(rows)} rows where {start} rows have a role each",
+                    "with adapters side by side, the first dimension of every batch is its rows",
+                    "do not pack rows in forward; or override prefill of the backbone with one that does nothing",
+                )
+            for name, span in spans:
+                if name in layer.lora_A:
+                    down, up = layer.lora_A[name], layer.lora_B[name]
+                    result[span] = result[span] + up(down(rows[span].to(down.weight.dtype))) * layer.scaling[name]
+
+        with self.use(None), torch.no_grad(), ExitStack() as hooks:
+            for layer in self._layers:
+                hooks.callback(layer.register_forward_hook(add).remove)
+            yield
+
+    def _check(self, role: Role) -> None:
+        if role not in self._weights:
+            raise PluginError(
+                f"this backbone has no {role.value} adapter",
+                f"adapters exist for {', '.join(sorted(self._weights))}",
+                "name targets for the role when creating RoleAdapters",
+            )
 
     def _activate(self, role: Role | None) -> None:
         # PEFT's own set_adapter and enable_adapters set requires_grad on every adapter as a side effect.

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from asg_core.config import RunConfig
 from asg_core.roles import (
     Backbone,
-    GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
@@ -27,8 +25,10 @@ from asg_core.roles import (
     TextSample,
     TextSampling,
     TokenLogits,
+    one_each,
 )
 from asg_core.steps.records import Kind
+from asg_core.wrapped import WrappedBackbone
 
 
 def images_in_step(kind: Kind, config: RunConfig) -> int:
@@ -52,7 +52,7 @@ def in_portions(backbone: Backbone, at_once: int) -> Backbone:
     return InPortions(backbone, at_once) if at_once else backbone
 
 
-class InPortions(Backbone):
+class InPortions(WrappedBackbone):
     """``backbone``, whose calls see at most ``at_once`` distinct images, drawings or texts at a time; results in order.
 
     What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each portion gets
@@ -65,42 +65,39 @@ class InPortions(Backbone):
     """
 
     def __init__(self, backbone: Backbone, at_once: int) -> None:
-        self.manifest = backbone.manifest
-        self._backbone, self._at_once = backbone, at_once
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self._backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the frozen base."""
-        return self._backbone.dtype
+        super().__init__(backbone)
+        self._at_once = at_once
 
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
         """See Backbone."""
-        return self._complete(self._backbone.ask, requests, sampling, role)
+        return self._complete(self.inner.ask, requests, sampling, role)
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         """See Backbone."""
-        return self._complete(self._backbone.solve, requests, sampling, role)
+        return self._complete(self.inner.solve, requests, sampling, role)
 
     def _complete(
         self,
-        call: Callable[[Sequence[TextRequest], TextSampling, Role | None], list[TextSample]],
+        call: Callable[[Sequence[TextRequest], Sequence[TextSampling], Role | None], list[TextSample]],
         requests: Sequence[TextRequest],
-        sampling: TextSampling,
+        sampling: TextSampling | Sequence[TextSampling],
         role: Role | None,
     ) -> list[TextSample]:
+        each = one_each(sampling, len(requests))
         found: dict[int, TextSample] = {}
 
         def work(places: Sequence[int]) -> None:  # a function, so that its copies end with it
-            samples = call(_with_copies([requests[place] for place in places]), sampling, role)
+            samples = call(_with_copies([requests[place] for place in places]), [each[place] for place in places], role)
             for place, sample in zip(places, samples, strict=True):
                 found[place] = replace(sample, request=requests[place])
 
@@ -118,7 +115,7 @@ class InPortions(Backbone):
         def work(places: Sequence[int]) -> None:
             shown = _with_copies([requests[place] for place in places])
             moved = [replace(samples[place], request=request) for place, request in zip(places, shown, strict=True)]
-            scores = self._backbone.token_logits(moved, role, base=base, logits=logits)
+            scores = self.inner.token_logits(moved, role, base=base, logits=logits)
             found.update(zip(places, scores, strict=True))
 
         for places in self._by_image(requests):
@@ -134,6 +131,9 @@ class InPortions(Backbone):
         for start in range(0, len(of_image), self._at_once):
             yield [place for places in of_image[start : start + self._at_once] for place in places]
 
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
+        """Nothing: a prefix of these images would stay in memory, and the copies of a portion could not use it."""
+
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
     ) -> list[ImageSample]:
@@ -142,42 +142,18 @@ class InPortions(Backbone):
         return [
             sample
             for start in starts
-            for sample in self._backbone.generate(requests[start : start + self._at_once], sampling, role)
+            for sample in self.inner.generate(requests[start : start + self._at_once], sampling, role)
         ]
-
-    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
-        """See Backbone. Not divided."""
-        return self._backbone.generation_loss(samples, noise_seeds)
 
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """See Backbone."""
         portions = [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
         if not portions:
-            return self._backbone.embed(items)
+            return self.inner.embed(items)
         return torch.cat([
-            self._backbone.embed([item if isinstance(item, str) else item.copy() for item in portion])
+            self.inner.embed([item if isinstance(item, str) else item.copy() for item in portion])
             for portion in portions
         ])  # fmt: skip
-
-    def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
-        """See Backbone."""
-        return self._backbone.as_drawn(request, image)
-
-    def shardable(self) -> tuple[nn.Module, Sequence[nn.Module]] | None:
-        """See Backbone."""
-        return self._backbone.shardable()
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
-        return self._backbone.trainable(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self._backbone.save_role(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self._backbone.load_role(role, directory)
 
 
 def _with_copies(requests: Sequence[TextRequest]) -> list[TextRequest]:

@@ -67,6 +67,18 @@ class TextSampling:
     temperature: float = 1.0
 
 
+def one_each(sampling: TextSampling | Sequence[TextSampling], count: int) -> list[TextSampling]:
+    """What ``ask`` and ``solve`` were given as ``sampling``, as one per request.
+
+    Raises:
+        ValueError: if there is one each, but not for ``count`` requests.
+    """
+    each = [sampling] * count if isinstance(sampling, TextSampling) else list(sampling)
+    if len(each) != count:
+        raise ValueError(f"{len(each)} samplings for {count} requests")
+    return each
+
+
 @dataclass(frozen=True, eq=False)
 class TextSample:
     """A completion with everything captured while it was sampled. All sequences have one entry per token, T in all.
@@ -186,15 +198,30 @@ class Backbone(ABC):
 
     @abstractmethod
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
-        """Complete each request as the Proposer. One request gives one sample, in order. No gradient."""
+        """Complete each request as the Proposer. One request gives one sample, in order. No gradient.
+
+        Args:
+            requests: what to complete.
+            sampling: of all requests, or one each (:func:`one_each`), so that sampled and greedy answers are one batch.
+            role: whose adapter is on.
+        """
 
     @abstractmethod
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
-        """Complete each request as the Solver. One request gives one sample, in order. No gradient."""
+        """Complete each request as the Solver. One request gives one sample, in order. No gradient.
+
+        ``sampling`` as in :meth:`ask`.
+        """
 
     @abstractmethod
     def token_logits(
@@ -225,6 +252,12 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """(n, d) float32 unit vectors from the *base* model, one space for images and texts. No gradient."""
+
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:  # noqa: B027 -- optional
+        """The next calls under each of ``roles`` show ``images``: whoever keeps prefixes may read them all at once now.
+
+        It changes no result. By default nothing happens, and each call reads what it needs.
+        """
 
     def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
         """``image`` as if :meth:`generate` had drawn it for ``request``, without log-probs.

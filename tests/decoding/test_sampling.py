@@ -59,6 +59,33 @@ def test_a_batch_equals_its_singles_and_order_does_not_matter(rig, requests_of, 
             assert other.entropies == pytest.approx(together[i].entropies, abs=2e-5)
 
 
+def test_requests_of_one_batch_may_be_sampled_each_in_its_own_way(rig, requests_of):
+    """Greedy among sampled rows, other temperatures, other limits: each is what it is alone."""
+    requests = requests_of(rig)
+    ways = [
+        TextSampling(12, 0.8),
+        TextSampling(3, 0.0),
+        TextSampling(1, 1.5),
+        TextSampling(7, 0.0),
+        TextSampling(5, 0.3),
+    ]
+    each = [ways[i % len(ways)] for i in range(len(requests))]
+    together = sample_text(rig.model, requests, each)
+    for request, sampling, sample in zip(requests, each, together, strict=True):
+        (alone,) = sample_text(rig.model, [request], sampling)
+        assert (sample.token_ids, sample.text, sample.finish_reason) == (
+            alone.token_ids,
+            alone.text,
+            alone.finish_reason,
+        )
+        assert sample.temperature == alone.temperature == (sampling.temperature or 1.0)
+        assert sample.logprobs == pytest.approx(alone.logprobs, abs=2e-5)
+        assert sample.entropies == pytest.approx(alone.entropies, abs=2e-5)
+    assert {len(s.token_ids) for s in together} >= {1, 3}  # limits are reached
+    with pytest.raises(ValueError, match="9 samplings for 10 requests"):
+        sample_text(rig.model, requests, each[1:])
+
+
 def test_seeds_decide_and_nothing_else(rig):
     one, same, other = (TextRequest("Why?", None, seed) for seed in (5, 5, 6))
     a, b, c = sample_text(rig.model, [one, same, other], TextSampling(12))

@@ -102,7 +102,7 @@ def test_a_run_short_of_memory_takes_the_same_steps_with_fewer_images_at_a_time(
     display, said = messages
     backbone = fresh(name)
     short = Trainer(four("short", backbone=name, steps=2), backbone=backbone, display=display)
-    with rows(backbone, 30):
+    with rows(backbone, 32):
         short.run()
     assert [text for text in said if "memory" in text] == [
         "out of memory in step 1: going on with 2 images at a time in understanding steps",
@@ -203,16 +203,16 @@ def test_a_resumed_run_begins_with_as_many_images_and_is_the_straight_one(
     four: Callable[..., RunConfig], messages: tuple[Any, list[str]], metrics: Any
 ) -> None:
     straight, parts = fresh("tiny"), fresh("tiny")
-    with rows(straight, 30):
+    with rows(straight, 32):
         whole = Trainer(four("straight", steps=3), backbone=straight)
         whole.run()
     display, said = messages
     config = four("parts", steps=2)
     assert config.out is not None
-    with rows(parts, 30):
+    with rows(parts, 32):
         Trainer(config, backbone=parts).run()
     resumed_on = fresh("tiny")
-    with rows(resumed_on, 30):
+    with rows(resumed_on, 32):
         resumed = Trainer.resume(config.out, steps=3, backbone=resumed_on, display=display)
         resumed.run()
     assert [text for text in said if "memory" in text] == []

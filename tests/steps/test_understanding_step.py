@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from asg_core.rewards.understanding import GATE_PENALTY, solver_rewards
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
 from asg_core.steps.records import Question, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
+from asg_core.wrapped import WrappedBackbone
 
 
 def run(
@@ -103,31 +105,37 @@ def test_switching_ste_off_leaves_the_self_consistency_reward(
             assert q.reward == q.scored.self_consistency
 
 
-class Mumbling:
+class Mumbling(WrappedBackbone):
     """The embedded backbone with a Proposer whose every other completion is replaced, to reach the gate."""
 
     def __init__(self, inner: Backbone) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.solved: list[TextRequest] = []
 
-    def ask(self, requests: Sequence[TextRequest], sampling: TextSampling) -> list[TextSample]:
-        from dataclasses import replace
-
-        samples = self.inner.ask(requests, sampling)
+    def ask(
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
+    ) -> list[TextSample]:
+        samples = super().ask(requests, sampling, role)
         return [replace(s, text="no question here", pieces=(s.text,)) if i % 2 else s for i, s in enumerate(samples)]
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         self.solved += requests
-        return self.inner.solve(requests, sampling, role)
+        return super().solve(requests, sampling, role)
 
 
 def test_the_gate_costs_a_fixed_penalty_and_nothing_further(
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     mumbling = Mumbling(tiny)
-    items = run(mumbling, images, config)  # type: ignore[arg-type]
+    items = run(mumbling, images, config)
     gated = [q for item in items for q in item.questions if q.gate is not None]
     assert len(gated) >= 3 * len(images) // 2
     for q in gated:

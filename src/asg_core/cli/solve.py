@@ -65,11 +65,11 @@ def _solve(model: OpenedModel, image: Any, question: str) -> dict[str, Any]:
         TextRequest(frame(question, framing), image, derive_seed(config.seed, "solve", i))
         for i, framing in enumerate(framings)
     ]
-    samples = model.backbone.solve(requests, TextSampling(config.solve.max_new_tokens, config.solve.temperature), role)
+    requests.append(TextRequest(frame(question, CANONICAL_FRAMING), image, derive_seed(config.seed, "ste")))
+    sampled, greedily = (TextSampling(config.solve.max_new_tokens, t) for t in (config.solve.temperature, 0.0))
+    *samples, greedy = model.backbone.solve(requests, [*[sampled] * len(framings), greedily], role)
     labels = [canonical_label(sample.text, question) for sample in samples]
     result = vote(labels, derive_seed(config.seed, "vote"))
-    canonical = TextRequest(frame(question, CANONICAL_FRAMING), image, derive_seed(config.seed, "ste"))
-    greedy = model.backbone.solve([canonical], TextSampling(config.solve.max_new_tokens, 0.0), role)[0]
     return {
         "question": question,
         "answers": [

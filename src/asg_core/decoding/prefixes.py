@@ -57,10 +57,17 @@ class PrefixCache:
             if entry.version == version and all(id(image) in entry.row_of for image in images):
                 return entry.rows, [entry.row_of[id(image)] for image in images]
         rows = prefill(images)
-        row_of = {id(image): row for row, image in enumerate(images)}
-        watched = [watch(image, self._forget) for image in images if image is not None]
-        self._entries.append(_Entry(version, row_of, rows, watched))
+        self.keep(images, rows)
         return rows, list(range(len(images)))
+
+    def keep(self, images: Sequence[Image | None], rows: Rows, first: int = 0) -> None:
+        """``rows``, from row ``first`` on, hold the prefixes of ``images`` under the weights of now.
+
+        Entries of several roles may share ``rows``, whose memory goes with the last of them.
+        """
+        row_of = {id(image): row for row, image in enumerate(images, start=first)}
+        watched = [watch(image, self._forget) for image in images if image is not None]
+        self._entries.append(_Entry(self._version(), row_of, rows, watched))
 
     def _forget(self, key: int) -> None:
         self._entries = [entry for entry in self._entries if key not in entry.row_of]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from asg_core.decoding.tree import feed, grow
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
 from asg_core.devices import tensor_on
 from asg_core.entropy import token_entropy
-from asg_core.roles import TextRequest, TextSample, TextSampling
+from asg_core.roles import TextRequest, TextSample, TextSampling, one_each
 
 _COMPACT_AT = 0.75
 """Finished rows leave the batch when at most this share is still going: copying the cache costs about one pass."""
@@ -39,7 +40,7 @@ class _Completion:
 def sample_text(
     model: CausalModel,
     requests: Sequence[TextRequest],
-    sampling: TextSampling,
+    sampling: TextSampling | Sequence[TextSampling],
     *,
     prefixes: PrefixCache | None = None,
     compiled: CompiledDecode | None = None,
@@ -52,7 +53,7 @@ def sample_text(
     Args:
         model: in eval mode.
         requests: those with the same image object share its prefix, those with the same prompt too share all of it.
-        sampling: temperature 0 is greedy; log-probs then refer to temperature 1.
+        sampling: of all requests, or one each; temperature 0 is greedy, and log-probs then refer to temperature 1.
         prefixes: image prefixes kept between calls.
         compiled: runs the passes after the first token, with the same results up to rounding; None: eagerly. Finished
             rows then stay in the batch, because every other number of rows is another program.
@@ -63,20 +64,18 @@ def sample_text(
     if not requests:
         return []
     nodes, node_of = grow(model, requests, prefixes)
-    length = sampling.max_new_tokens
+    each = one_each(sampling, len(requests))
+    length = max(one.max_new_tokens for one in each)
     device = nodes.counter.device
     rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.seat(nodes, node_of, length)
-    chooser = _Chooser(model, sampling.temperature, device)
-    if sampling.temperature == 0:
-        uniforms = torch.zeros(len(requests), length, device=device)
-    else:
-        uniforms = uniforms_of([request.seed for request in requests], length, device)
+    chooser = _Chooser(model, device)
+    draws = _Draws.of(requests, each, length, nodes.last)
     completions = [_Completion() for _ in requests]
     owners = list(range(len(requests)))
     measures: list[Tensor] = []
     places: list[int] = []
     for step in range(length):
-        ids, measured, broken = chooser(rows.last, uniforms[:, step])
+        ids, measured, broken = chooser(rows.last, draws, step)
         measures.append(measured)
         places.extend(owners)
         for owner, token, is_broken in zip(owners, *torch.stack([ids, broken.long()]).tolist(), strict=True):
@@ -84,9 +83,10 @@ def sample_text(
             if not completion.ended:
                 completion.token_ids.append(token)
                 completion.stopped = token in model.stop_token_ids
-                completion.ended = completion.stopped or bool(is_broken)
+                full = len(completion.token_ids) == each[owner].max_new_tokens
+                completion.ended = completion.stopped or full or bool(is_broken)
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
-        if not going or step + 1 == length:
+        if not going:
             break
         if isinstance(rows, Room):
             rows.feed(ids)
@@ -95,31 +95,67 @@ def sample_text(
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
-            uniforms, ids = uniforms.index_select(0, index), ids.index_select(0, index)
+            draws, ids = draws.select(index), ids.index_select(0, index)
         rows = feed(model, rows, ids)
-    return _records(model, requests, sampling, completions, places, torch.cat(measures, dim=1))
+    return _records(model, requests, each, completions, places, torch.cat(measures, dim=1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """How each row takes its next tokens.
+
+    Attributes:
+        temperature: (B, 1) of the policy, 1 where greedy.
+        greedy: (B,) bool.
+        uniforms: (B, length); None if all rows are greedy.
+    """
+
+    temperature: Tensor
+    greedy: Tensor
+    uniforms: Tensor | None
+
+    @classmethod
+    def of(cls, requests: Sequence[TextRequest], each: Sequence[TextSampling], length: int, hidden: Tensor) -> _Draws:
+        """``hidden`` is of the model: its device, and its dtype if wider than float32."""
+        device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
+        greedy = [one.temperature == 0 for one in each]
+        uniforms = None
+        if not all(greedy):
+            uniforms = uniforms_of([request.seed for request in requests], length, device)
+        temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)
+        return cls(temperature[:, None], tensor_on(device, greedy), uniforms)
+
+    def select(self, rows: Tensor) -> _Draws:
+        uniforms = None if self.uniforms is None else self.uniforms.index_select(0, rows)
+        return _Draws(self.temperature.index_select(0, rows), self.greedy.index_select(0, rows), uniforms)
 
 
 class _Chooser:
     """Draws next tokens, at most 128 rows of logits at a time."""
 
-    def __init__(self, model: CausalModel, temperature: float, device: torch.device) -> None:
-        self.model, self.temperature = model, temperature
+    def __init__(self, model: CausalModel, device: torch.device) -> None:
+        self.model = model
         self.suppressed = suppressed_ids(model, device)
         barred = {*model.suppressed_token_ids, *model.stop_token_ids}
         self.placeholder = next(token for token in range(len(barred) + 1) if token not in barred)
 
-    def __call__(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D) hidden, (B,) uniforms -> (B,) ids, (2, B) log-probs and entropies, (B,) bool: logits not finite."""
-        chunks = zip(torch.split(hidden, MAX_ROWS), torch.split(uniforms, MAX_ROWS), strict=True)
+    def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) hidden -> (B,) ids, (2, B) log-probs and entropies, (B,) bool: logits not finite."""
+        uniforms = repeat(None) if draws.uniforms is None else torch.split(draws.uniforms[:, step], MAX_ROWS)
+        columns = (torch.split(column, MAX_ROWS) for column in (hidden, draws.temperature, draws.greedy))
+        chunks = zip(*columns, uniforms, strict=False)
         ids, measures, broken = zip(*(self._choose(*chunk) for chunk in chunks), strict=True)
         return torch.cat(ids), torch.cat(measures, dim=1), torch.cat(broken)
 
-    def _choose(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose(
+        self, hidden: Tensor, temperature: Tensor, greedy: Tensor, uniforms: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logits = raw_logits(self.model, hidden)
         finite = logits.isfinite().all(-1)
-        policy = policy_logprobs(logits, self.temperature or 1.0, self.suppressed)
-        ids = policy.argmax(-1) if self.temperature == 0 else pick(policy, uniforms)
+        policy = policy_logprobs(logits, temperature, self.suppressed)
+        ids = policy.argmax(-1)
+        if uniforms is not None:
+            ids = torch.where(greedy, ids, pick(policy, uniforms))
         ids = torch.where(finite, ids, self.placeholder)
         logprobs = policy.gather(-1, ids[:, None])[:, 0].masked_fill(~finite, torch.nan)
         return ids, torch.stack([logprobs, token_entropy(logits)]), ~finite
@@ -146,7 +182,7 @@ def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 def _records(
     model: CausalModel,
     requests: Sequence[TextRequest],
-    sampling: TextSampling,
+    each: Sequence[TextSampling],
     completions: Sequence[_Completion],
     places: Sequence[int],
     measures: Tensor,
@@ -171,7 +207,7 @@ def _records(
                 logprobs=tuple(logprobs[i][:count]),
                 entropies=tuple(entropies[i][:count]),
                 finish_reason="stop" if completion.stopped else "length",
-                temperature=sampling.temperature or 1.0,
+                temperature=each[i].temperature or 1.0,
             )
         )
     return samples

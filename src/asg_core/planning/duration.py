@@ -76,11 +76,13 @@ class _Counter:
         return Phase(name, new, new * self.trunk.layers, flops, read)
 
     def update(self, name: str, images: int, prefix: int, rows: int, prompt: int, new: int, *, again: bool) -> Phase:
-        passes = UPDATE_PASSES + again
-        one = images * self.trunk.flops(prefix, prefix / 2) + rows * self.trunk.flops(prompt + new, prefix)
-        flops = passes * one + UPDATE_PASSES * self.trunk.head_flops(rows * new)
-        # image and samples are separate passes
-        return Phase(name, 2 * passes, 2 * passes * self.trunk.layers, flops, 2 * passes * self.trunk.weight_bytes)
+        samples = UPDATE_PASSES + again
+        shown = samples - 1  # the base has read the images before
+        flops = shown * images * self.trunk.flops(prefix, prefix / 2)
+        flops += samples * rows * self.trunk.flops(prompt + new, prefix)
+        flops += UPDATE_PASSES * self.trunk.head_flops(rows * new)
+        passes = samples + shown
+        return Phase(name, passes, passes * self.trunk.layers, flops, passes * self.trunk.weight_bytes)
 
 
 def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
@@ -90,20 +92,16 @@ def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, 
     ask, solve = config.ask.max_new_tokens, config.solve.max_new_tokens
     again = config.gradient_checkpointing
     asked, framed = work.image + work.question, work.image + work.framed
+    answers = n + (config.ste.reduce != "off")  # the greedy one, for STE, is a row more
+    learning = config.optimiser.lr_proposer > 0 or config.optimiser.lr_solver > 0
     phases = [
         count.see("vision tower", size, images),
-        count.prefill("ask, image prefix", images, work.image, 0),
+        count.prefill("image prefix, all policies", (2 + learning) * images, work.image, 0),
         count.prefill("ask, prompt", images, work.question, work.image),
         count.decode("ask, decode", images * k, asked, ask),
-        count.prefill("solve, image prefix", images, work.image, 0),
         count.prefill("solve, prompts", images * k * n, work.framed, work.image),
-        count.decode("solve, decode", images * k * n, framed, solve),
+        count.decode("solve, decode", images * k * answers, framed, solve),
     ]
-    if config.ste.reduce != "off":
-        phases += [
-            count.prefill("greedy, prompts", images * k, work.framed, work.image),
-            count.decode("greedy, decode", images * k, framed, solve),
-        ]
     if config.optimiser.lr_proposer:
         phases.append(count.update("update Proposer", images, work.image, images * k, work.question, ask, again=again))
     if config.optimiser.lr_solver:
@@ -121,13 +119,13 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
     trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     drawn = images * config.generate.candidates
+    judged, both, longer = max(work.framed, work.caption), min(answer, caption), asked if answer > caption else 1
     batches = -(-drawn // drawing.batch)
     phases = [
         count.see("vision tower", size, images),
-        count.prefill("spec, image prefix", images, work.image, 0),
+        count.prefill("image prefix, both roles", 2 * images, work.image, 0),
         count.prefill("spec, prompt", images, work.spec, work.image),
         count.decode("spec, decode", images, work.image + work.spec, config.ask.spec_max_new_tokens),
-        count.prefill("references, image prefix", images, work.image, 0),
         count.prefill("references, prompts", images * asked, work.framed, work.image),
         count.decode("references, decode", images * asked, work.image + work.framed, answer),
         *(
@@ -142,10 +140,10 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
         ),
         count.see("vision tower, candidates", drawing.size, drawn),
         count.prefill("judge, image prefix", drawn, work.drawn, 0),
-        count.prefill("judge, prompts", drawn * asked, work.framed, work.drawn),
-        count.decode("judge, decode", drawn * asked, work.drawn + work.framed, answer),
-        count.prefill("caption, prompt", drawn, work.caption, work.drawn),
-        count.decode("caption, decode", drawn, work.drawn + work.caption, caption),
+        count.prefill("judge, prompts", drawn * (asked + 1), judged, work.drawn),
+        # answers and captions are one batch, which those with the lower limit leave first
+        count.decode("judge, decode", drawn * (asked + 1), work.drawn + judged, both),
+        count.decode("judge, longer rows", drawn * longer, work.drawn + judged + both, abs(answer - caption)),
         count.prefill("embed", drawn, work.drawn, 0),
     ]
     if config.optimiser.lr_generator:

@@ -115,7 +115,8 @@ def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, 
     k, n = config.ask.questions_per_image, config.solve.framings
     asking = cache_bytes(shape, images, images, images * k, work.image, work.question, config.ask.max_new_tokens)
     asked = images * k * n
-    solving = cache_bytes(shape, images, asked, asked, work.image, work.framed, config.solve.max_new_tokens)
+    greedy = images * k if config.ste.reduce != "off" else 0  # rows of prompts that are there already
+    solving = cache_bytes(shape, images, asked, asked + greedy, work.image, work.framed, config.solve.max_new_tokens)
     groups = config.optimiser.groups_per_pass(images * k)
     learning_images = min(images, groups)
     answer = work.framed + config.solve.max_new_tokens
@@ -164,6 +165,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     candidates = images * config.generate.candidates
     answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
+    judged, prompt = candidates * (asked + 1), max(work.framed, work.caption)  # answers and captions are one batch
     groups = config.optimiser.groups_per_pass(images)
     learning = groups * config.generate.candidates
     activations = learning * drawing.loss_bytes
@@ -175,8 +177,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
         cache=max(
             cache_bytes(shape, images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
             cache_bytes(shape, images, images * asked, images * asked, work.image, work.framed, answer),
-            cache_bytes(shape, candidates, candidates * asked, candidates * asked, work.drawn, work.framed, answer),
-            cache_bytes(shape, candidates, candidates, candidates, work.drawn, work.caption, caption),
+            cache_bytes(shape, candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
         ),
         activations=activations,
         drawing=min(candidates, drawing.batch) * drawing.bytes_per_image + drawing.bytes_once,

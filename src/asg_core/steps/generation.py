@@ -67,14 +67,16 @@ def generation_step(
     """
     processes = processes or Processes()
     items = [GenerationItem(source) for source in images]
+    if images:
+        backbone.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER])
     _specify(backbone, items, config, step, first)
     drawn = [item for item in items if item.spec is not None]
     judged = config.generate.candidates * sum(len(item.kept) for item in drawn)
     drawn_before, judged_before = processes.sums_before([len(drawn), judged])
     if drawn:
         _draw(backbone, drawn, config, step, drawn_before)
-        _judge_answers(backbone, drawn, config, step, judged_before)
-        _judge_likeness(backbone, drawn, config, step)
+        _judge(backbone, drawn, config, step, judged_before)
+        _compare(backbone, drawn)
     items = whole_generation_step(processes, items)
     _reward([item for item in items if item.spec is not None], backbone, config, step)
     return items
@@ -155,21 +157,28 @@ def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig
         item.candidates = [Candidate(next(samples)) for _ in range(n)]
 
 
-def _judge_answers(
-    backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int
-) -> None:
-    """Ask the kept questions on every candidate; fidelity and contradiction."""
+def _judge(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int) -> None:
+    """Ask the kept questions on every candidate and have it captioned, in one batch; fidelity and contradiction."""
+    candidates = [c for item in items for c in item.candidates]
     judged = [(item, c, q) for item in items for c in item.candidates for q in item.kept]
     requests = [
         TextRequest(frame(q.text, framing), c.sample.image, derive_seed(config.seed, step, "judge", i, j))
         for i, (_, c, q) in enumerate(judged, start=earlier)
         for j, framing in enumerate(SCORING_FRAMINGS)
     ]
-    samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0)))
+    answers = [TextSampling(config.solve.max_new_tokens, temperature=0.0)] * len(requests)
+    requests += [
+        TextRequest(CAPTION_PROMPT, c.sample.image, derive_seed(config.seed, step, "caption", i))
+        for i, c in enumerate(candidates)
+    ]
+    captions = [TextSampling(config.solve.caption_max_new_tokens, temperature=0.0)] * len(candidates)
+    samples = iter(backbone.solve(requests, [*answers, *captions]))
     for i, (_, c, q) in enumerate(judged, start=earlier):
         labels = [canonical_label(next(samples).text, q.text) for _ in SCORING_FRAMINGS]
         c.labels.append(labels)
         c.majorities.append(vote(labels, derive_seed(config.seed, step, "judge", i)).majority)
+    for c in candidates:
+        c.caption = next(samples).text.strip()
     for item in items:
         for c in item.candidates:
             answered = [(q.text, m, str(q.reference)) for q, m in zip(item.kept, c.majorities, strict=True)]
@@ -203,25 +212,19 @@ def _soften_fidelity(
             c.fidelity = fidelity(per_candidate[id(c)])
 
 
-def _judge_likeness(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int) -> None:
-    """Caption every candidate; cycle consistency and diversity from the base model's embeddings."""
+def _compare(backbone: Backbone, items: Sequence[GenerationItem]) -> None:
+    """Cycle consistency and diversity of every candidate, from the base model's embeddings."""
     candidates = [c for item in items for c in item.candidates]
-    requests = [
-        TextRequest(CAPTION_PROMPT, c.sample.image, derive_seed(config.seed, step, "caption", i))
-        for i, c in enumerate(candidates)
-    ]
-    captions = backbone.solve(requests, TextSampling(config.solve.caption_max_new_tokens, temperature=0.0))
-    for c, caption in zip(candidates, captions, strict=True):
-        c.caption = caption.text.strip()
-    prompts = backbone.embed([item.spec.prompt for item in items if item.spec is not None])
-    texts = backbone.embed([c.caption for c in candidates])
+    written = [item.spec.prompt for item in items if item.spec is not None]
+    texts = backbone.embed([*written, *(c.caption for c in candidates)])
+    prompts, captions = texts[: len(written)], texts[len(written) :]
     images = backbone.embed([c.sample.image for c in candidates])
     start = 0
     for row, item in enumerate(items):
         stop = start + len(item.candidates)
         spread = diversity(images[start:stop])
         for offset, c in enumerate(item.candidates):
-            c.cycle = cycle_score(prompts[row], texts[start + offset], images[start + offset])
+            c.cycle = cycle_score(prompts[row], captions[start + offset], images[start + offset])
             c.diversity = spread[offset]
         start = stop
 

@@ -23,7 +23,7 @@ from asg_core.policy import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.processes import Processes
 from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, QUESTION_PROMPT, GateFailure, frame, parse_question
 from asg_core.rewards.understanding import GATED, proposer_reward, solver_learns, solver_rewards
-from asg_core.roles import Backbone, TextRequest, TextSampling
+from asg_core.roles import Backbone, Role, TextRequest, TextSampling
 from asg_core.seeds import derive_seed
 from asg_core.steps.control import controlled
 from asg_core.steps.exchange import whole_understanding_step
@@ -56,12 +56,16 @@ def understanding_step(
         the items of all processes, in the order of the step's images.
     """
     processes = processes or Processes()
-    items = _ask(backbone, images, config, step, first) if images else []
+    items = []
+    if images:
+        learning = config.optimiser.lr_proposer > 0 or config.optimiser.lr_solver > 0
+        base = [None] if learning else []  # an update needs it too, for its KL
+        backbone.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER, *base])
+        items = _ask(backbone, images, config, step, first)
     questions = [(item, q) for item in items for q in item.questions if q.text is not None]
     (earlier,) = processes.sums_before([len(questions)])
     if questions:
         _solve(backbone, questions, config, step, earlier)
-        _measure_entropy(backbone, questions, config, step, earlier)
     items = whole_understanding_step(processes, items)
     asked = [q for item in items for q in item.questions if q.text is not None]
     _rank_entropy(asked, window)
@@ -100,37 +104,29 @@ def _solve(
     step: int,
     earlier: int,
 ) -> None:
+    """Answers to vote on and, in the same batch, the greedy answer whose entropies are STE."""
     framings = FRAMINGS[: config.solve.framings]
     if config.control == "one_framing":
         framings = (CANONICAL_FRAMING,) * len(framings)
+    measured = questions if config.ste.reduce != "off" else []
     requests = [
         TextRequest(frame(str(q.text), framing), item.source.image, derive_seed(config.seed, step, "solve", i, j))
         for i, (item, q) in enumerate(questions, start=earlier)
         for j, framing in enumerate(framings)
     ]
-    samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, config.solve.temperature)))
+    sampled = [TextSampling(config.solve.max_new_tokens, config.solve.temperature)] * len(requests)
+    requests += [
+        TextRequest(frame(str(q.text), CANONICAL_FRAMING), item.source.image, derive_seed(config.seed, step, "ste", i))
+        for i, (item, q) in enumerate(measured, start=earlier)
+    ]
+    greedy = [TextSampling(config.solve.max_new_tokens, temperature=0.0)] * len(measured)
+    samples = iter(backbone.solve(requests, [*sampled, *greedy]))
     for i, (_, q) in enumerate(questions, start=earlier):
         q.answers = [Answer(f, s := next(samples), canonical_label(s.text, str(q.text))) for f in framings]
         q.vote = vote([a.label for a in q.answers], derive_seed(config.seed, step, "vote", i))
-
-
-def _measure_entropy(
-    backbone: Backbone,
-    questions: Sequence[tuple[UnderstandingItem, Question]],
-    config: RunConfig,
-    step: int,
-    earlier: int,
-) -> None:
-    if config.ste.reduce == "off":
-        return
-    requests = [
-        TextRequest(frame(str(q.text), CANONICAL_FRAMING), item.source.image, derive_seed(config.seed, step, "ste", i))
-        for i, (item, q) in enumerate(questions, start=earlier)
-    ]
-    samples = backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0))
-    for (_, q), sample in zip(questions, samples, strict=True):
-        q.greedy = sample
-        q.ste = solver_token_entropy(sample, config.ste.tokens, config.ste.reduce)
+    for _, q in measured:
+        q.greedy = next(samples)
+        q.ste = solver_token_entropy(q.greedy, config.ste.tokens, config.ste.reduce)
 
 
 def _rank_entropy(questions: Sequence[Question], window: RollingPercentile) -> None:

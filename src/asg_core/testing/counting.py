@@ -1,8 +1,7 @@
 """One counted step of each kind, through the method's own functions: what a plugin's cost tests start from.
 
 step = understanding(backbone, images, config)
-assert step.costs.network("visual.blocks").passes == 1
-assert excess(step, language="language_model.layers") == []
+assert excess(step, language="language_model.layers", vision="visual.blocks") == []
 """
 
 from __future__ import annotations
@@ -41,12 +40,18 @@ MAX_VOCABULARY_ROWS = 128
 SYNCS_PER_PASS = 2
 SYNCS_PER_UPDATE = 8
 
+BESIDE_TOKENS = 11
+"""Passes of the language model in an understanding step beside one for each new token of a question and of an answer:
+one for the images under all policies at once, and for each of two updates at most three under the role and two under
+the base."""
+
 
 @dataclass
 class CountedStep:
     """A step and what it cost.
 
     Attributes:
+        config: of the step.
         items: what the step left behind.
         reports: what the update of each role did.
         costs: by phase and network.
@@ -56,6 +61,7 @@ class CountedStep:
             by PEFT's slow way.
     """
 
+    config: RunConfig
     items: Sequence[UnderstandingItem] | Sequence[GenerationItem]
     reports: dict[Role, UpdateReport]
     costs: Costs
@@ -89,7 +95,7 @@ def generation(backbone: CausalBackbone, images: Sequence[Image], config: RunCon
     return step
 
 
-def excess(step: CountedStep, *, language: str) -> list[str]:
+def excess(step: CountedStep, *, language: str, vision: str) -> list[str]:
     """The bars that hold for every backbone and are missed by ``step``, in words; an empty list is a pass.
 
     Synchronisations are judged in understanding steps: drawing reads schedules and trajectories that are on the CPU
@@ -98,6 +104,7 @@ def excess(step: CountedStep, *, language: str) -> list[str]:
     Args:
         step: from :func:`understanding` or :func:`generation`.
         language: ending of the name of the language model's layers, see :class:`asg_core.counting.Costs`.
+        vision: likewise of the vision tower's.
     """
     costs, operations = step.costs, step.operations
     found = [f"{name} was called {n} times" for name, n in step.wasted.items()]
@@ -107,9 +114,17 @@ def excess(step: CountedStep, *, language: str) -> list[str]:
         backwards, moves = costs.backwards[role], costs.optimiser_steps[role]
         if report.step.applied and (backwards, moves) != (1, 1):
             found.append(f"{role.value}: {backwards} backward passes and {moves} optimiser steps")
-    if not isinstance(next(iter(step.items)), UnderstandingItem):
+    understands = isinstance(next(iter(step.items)), UnderstandingItem)
+    # candidates are new images, which the Solver looks at once; drawing and embedding look at what they need
+    looks, most = costs.network(vision, "prefill", "ask", "solve", "score", "update").passes, 1 if understands else 2
+    if looks > most:
+        found.append(f"the vision tower ran {looks} times, not {most}")
+    if not understands:
         return found
-    for phase in ("solve", "score"):
+    passes, most = costs.network(language).passes, step.config.ask.max_new_tokens + step.config.solve.max_new_tokens
+    if passes > most + BESIDE_TOKENS:
+        found.append(f"{passes} passes of the language model for {most} tokens, more than {BESIDE_TOKENS} beside them")
+    for phase in ("ask", "solve"):
         passes = costs.network(language, phase).passes
         if operations.syncs_in(phase) > SYNCS_PER_PASS * passes:
             found.append(f"{phase}: {operations.syncs_in(phase)} synchronisations in {passes} passes")
@@ -140,7 +155,7 @@ def _counting(backbone: CausalBackbone, config: RunConfig) -> Iterator[CountedSt
         counted(backbone) as costs,
         watched(costs, width.shape[-1]) as operations,
     ):
-        yield CountedStep([], {}, costs, operations, prefills, wasted)
+        yield CountedStep(config, [], {}, costs, operations, prefills, wasted)
 
 
 @contextmanager

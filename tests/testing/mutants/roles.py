@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from asg_core.decoding import PrefixCache
+from asg_core.decoding.tree import plant
 from asg_core.roles import Role
 from asg_core.tiny.backbone import TinyBackbone
 
@@ -34,6 +35,19 @@ class StaleCache(TinyBackbone):
     def __init__(self, model, vocabulary, request):
         super().__init__(model, vocabulary, request)
         self._prefixes = PrefixCache(lambda: (self.adapters.active,))
+
+
+@caught_by("roles.prefill")
+class ReadsForOneRole(TinyBackbone):
+    """What is read ahead is read under the first role and kept for all."""
+
+    def prefill(self, images, roles):
+        distinct = list({id(image): image for image in images}.values())
+        with torch.no_grad(), self.adapters.use(roles[0]):
+            rows = plant(self.text, self.text.prefixes(distinct))
+        for role in roles:
+            with self.adapters.use(role):
+                self._prefixes.keep(distinct, rows)
 
 
 @caught_by("roles.isolation")

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.roles import Role
+from asg_core.roles import Role, one_each
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.causal import TinyCausal
 
@@ -60,6 +60,14 @@ class LukewarmGreedy(TinyBackbone):
 
     def solve(self, requests, sampling, role=Role.SOLVER):
         return super().solve(requests, replace(sampling, temperature=sampling.temperature or 0.7), role)
+
+
+@caught_by("text.own_sampling")
+class OneSamplingForAll(TinyBackbone):
+    """What the first request asked for is done to all."""
+
+    def solve(self, requests, sampling, role=Role.SOLVER):
+        return super().solve(requests, one_each(sampling, len(requests))[0], role) if requests else []
 
 
 @caught_by("text.records")

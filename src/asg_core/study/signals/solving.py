@@ -40,10 +40,11 @@ def solve_questions(
             for i, q in enumerate(batch)
             for j, framing in enumerate(framings)
         ]
-        answers = iter(backbone.solve(requests, sampled, role=role))
         canonical = [TextRequest(frame(q.question, CANONICAL_FRAMING), q.image, 0) for q in batch]
-        for i, (q, sample) in enumerate(zip(batch, backbone.solve(canonical, greedy, role=role), strict=True)):
-            labels = [canonical_label(next(answers).text, q.question) for _ in framings]
+        each = [*[sampled] * len(requests), *[greedy] * len(canonical)]
+        answers = iter(backbone.solve([*requests, *canonical], each, role=role))
+        votes = [[canonical_label(next(answers).text, q.question) for _ in framings] for q in batch]
+        for i, (q, labels, sample) in enumerate(zip(batch, votes, answers, strict=True)):
             tally = vote(labels, derive_seed(config.seed, "signals", "vote", start + i))
             rows.append(
                 Solved(

@@ -10,12 +10,14 @@ from torch import Tensor
 from asg_core.roles import Backbone, ImageSampling, Role, TextRequest, TextSample, TextSampling
 from asg_core.testing.conformance.check import check, expect
 from asg_core.testing.conformance.subject import (
+    NEW_TOKENS,
     PROMPTS,
     Subject,
     close,
     drawing_requests,
     mixed_requests,
     picture,
+    same_text,
     tensors_of,
 )
 
@@ -120,6 +122,26 @@ def _no_stale_cache(subject: Subject) -> None:
         for key, wanted in outputs(other, role).items():
             allowed = subject.pixel_tolerance if "pixels" in key else subject.tolerance
             close(f"{role} after an update, {key}", updated[key], wanted, allowed)
+
+
+@check(
+    "roles.prefill",
+    "pictures that were read ahead for several roles are seen by each role as if it had read them itself",
+    "keep each role's rows under its own adapter version; a prefill that does nothing is right too",
+    "text",
+    "float32",
+)
+def _prefill(subject: Subject) -> None:
+    backbone, roles = subject.backbone, (Role.SOLVER, None, Role.PROPOSER)
+
+    def said(*, ahead: bool) -> list[list[TextSample]]:
+        requests = [request for request in mixed_requests("prefill") if request.image is not None]
+        if ahead:
+            backbone.prefill([request.image for request in requests if request.image is not None], roles)
+        return [backbone.solve(requests, TextSampling(NEW_TOKENS, 0.7), role) for role in roles]
+
+    for role, got, wanted in zip(roles, said(ahead=True), said(ahead=False), strict=True):
+        same_text(f"{role or 'base'} after a prefill", got, wanted, subject.tolerance)
 
 
 def outputs(backbone: Backbone, role: Role | None) -> dict[str, Tensor]:

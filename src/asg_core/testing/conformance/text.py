@@ -101,6 +101,26 @@ def _greedy(subject: Subject) -> None:
 
 
 @check(
+    "text.own_sampling",
+    "requests of one call may each have their own temperature and length limit, and get what they get alone",
+    "sampling is one for all or one each: asg_core.roles.one_each gives a list; decode until the longest limit",
+    "text",
+    "float32",
+)
+def _own_sampling(subject: Subject) -> None:
+    requests = mixed_requests("own sampling")
+    ways = [TextSampling(NEW_TOKENS, 0.7), TextSampling(2, 0.0), TextSampling(NEW_TOKENS, 0.0), TextSampling(3, 3.0)]
+    each = [ways[i % len(ways)] for i in range(len(requests))]
+    for call in (subject.backbone.ask, subject.backbone.solve):
+        together = call(requests, each)
+        alone = [call([request], sampling)[0] for request, sampling in zip(requests, each, strict=True)]
+        same_text("in one call against alone", together, alone, subject.tolerance)
+        for i, (sample, sampling) in enumerate(zip(together, each, strict=True)):
+            wanted = sampling.temperature or 1.0
+            expect(sample.temperature == wanted, f"sample {i}: temperature {sample.temperature}, not {wanted}")
+
+
+@check(
     "text.sees_the_image",
     "what is said depends on the picture, and pictures of one size are never mixed up",
     "check that image features replace the placeholder embeddings, and that caches are keyed by the image object",
