@@ -299,6 +299,9 @@ class Replay:
         self._next += 1
         return self.results[(self._next - 1) % len(self.results)]
 
+    def prefill(self, *args: Any) -> None:
+        """Nothing: calls cost nothing anyway."""
+
     def ask(self, *args: Any) -> list[TextSample]:
         """See Backbone."""
         return self._call("ask", *args)

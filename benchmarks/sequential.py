@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache
 
 from asg_core.decoding import Segment, join_segments, pick, uniforms_of
 from asg_core.entropy import token_entropy
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TokenLogits
+from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TokenLogits, one_each
 from asg_core.testing.qwen import QwenBackbone
 
 
@@ -23,18 +24,29 @@ class SequentialQwen(QwenBackbone):
     """The model of :class:`asg_core.testing.qwen.QwenBackbone`, one request at a time."""
 
     def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.PROPOSER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.PROPOSER,
     ) -> list[TextSample]:
         """See Backbone."""
+        each = zip(requests, one_each(sampling, len(requests)), strict=True)
         with self.adapters.use(role):
-            return [self._sample(request, sampling) for request in requests]
+            return [self._sample(request, how) for request, how in each]
 
     def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSampling, role: Role | None = Role.SOLVER
+        self,
+        requests: Sequence[TextRequest],
+        sampling: TextSampling | Sequence[TextSampling],
+        role: Role | None = Role.SOLVER,
     ) -> list[TextSample]:
         """See Backbone."""
+        each = zip(requests, one_each(sampling, len(requests)), strict=True)
         with self.adapters.use(role):
-            return [self._sample(request, sampling) for request in requests]
+            return [self._sample(request, how) for request, how in each]
+
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
+        """Nothing: nothing is kept."""
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
