@@ -23,6 +23,7 @@ from asg_core.roles import Role, TextRequest, TextSampling
 from asg_core.sharding import shard_base
 
 SAMPLED, GREEDY = TextSampling(12, 0.8), TextSampling(12, 0.0)
+EACH = [SAMPLED, TextSampling(3, 0.0)] * 5
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler (g++, or CXX)"
 )
@@ -54,7 +55,7 @@ def assert_replayed(rig, samples, role, atol=1e-5):
         assert sample.entropies == pytest.approx(score.entropies.tolist(), rel=atol, abs=atol)
 
 
-@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY, EACH], ids=["sampled", "greedy", "each its own"])
 def test_samples_are_the_eager_ones_and_those_of_teacher_forcing(rig, requests_of, sampling, monkeypatch):
     monkeypatch.setattr(rig.model, "stop_token_ids", frozenset(range(0, 256, 9)))
     requests = requests_of(rig)
