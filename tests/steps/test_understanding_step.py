@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from PIL.Image import Image
 
 from asg_core import RunConfig
 from asg_core.answers import canonical_label, vote
@@ -19,6 +20,8 @@ from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
 from asg_core.steps.records import Question, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
 from asg_core.wrapped import WrappedBackbone
+
+TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 
 
 def run(
@@ -164,3 +167,27 @@ def test_no_usable_question_at_all_is_not_an_error(tiny: Backbone, images: list[
     assert asked(items) == []
     assert all(q.reward == GATE_PENALTY and q.advantage == 0.0 for item in items for q in item.questions)
     assert all(math.isfinite(q.reward or 0.0) for item in items for q in item.questions)
+
+
+class Noting(WrappedBackbone):
+    """Remembers what was to be read ahead."""
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__(inner)
+        self.read: list[tuple[list[Image], list[Role | None]]] = []
+
+    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
+        self.read.append((list(images), list(roles)))
+
+
+@pytest.mark.parametrize(("lr", "policies"), [(1e-3, {*TEXT_ROLES, None}), (0.0, {*TEXT_ROLES})])
+def test_images_are_read_ahead_under_the_policies_that_the_step_needs(
+    lr: float, policies: set[Role | None], tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    """The base only where an update will ask for its KL."""
+    optimiser = config.optimiser.model_copy(update={"lr_proposer": 0.0, "lr_solver": lr})
+    noting = Noting(tiny)
+    run(noting, images, config.model_copy(update={"optimiser": optimiser}))
+    ((shown, roles),) = noting.read
+    assert all(a is b.image for a, b in zip(shown, images, strict=True))
+    assert (len(roles), set(roles)) == (len(policies), policies)

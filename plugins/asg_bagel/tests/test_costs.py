@@ -53,6 +53,7 @@ def test_an_understanding_step_stays_below_its_bars(understood: CountedStep) -> 
 def test_a_generation_step_sees_every_picture_once_and_learns_in_one_step(drawn: CountedStep) -> None:
     costs = drawn.costs
     assert excess(drawn, language=LANGUAGE, vision=VISION) == []
+    assert drawn.prefills[0][0] == 2 * len(IMAGES)  # Proposer and Solver side by side
     seen = costs.network(VISION, "prefill", "ask", "solve", "score")
     assert (seen.passes, seen.rows) == (2, len(IMAGES) * (1 + CANDIDATES))
     assert costs.backwards == costs.optimiser_steps == {Role.GENERATOR: 1}

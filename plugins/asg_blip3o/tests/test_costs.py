@@ -53,9 +53,12 @@ def test_an_understanding_step_stays_below_its_bars(understood: CountedStep, ima
     assert costs.backwards == costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
 
 
-def test_a_generation_step_sees_every_picture_once_and_learns_in_one_step(drawn: CountedStep) -> None:
+def test_a_generation_step_sees_every_picture_once_and_learns_in_one_step(
+    drawn: CountedStep, images: list[Image.Image]
+) -> None:
     costs = drawn.costs
     assert excess(drawn, language=LANGUAGE, vision=VISION) == []
+    assert drawn.prefills[0][0] == 2 * len(images)  # Proposer and Solver side by side
     assert costs.backwards == costs.optimiser_steps == {Role.GENERATOR: 1}
 
 
