@@ -34,8 +34,10 @@ def resolve_device(name: str) -> str:
         ) from None
     if device.type == "cpu":
         return name
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    count = counts.get(device.type, 0)
+    try:
+        count = torch.get_device_module(device.type).device_count()
+    except RuntimeError:  # torch knows the name, and this build has nothing behind it
+        count = 0
     if (device.index or 0) >= count:
         raise ConfigError(
             f"device={name} does not exist here",

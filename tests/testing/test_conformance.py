@@ -17,7 +17,7 @@ from asg_core.testing import BackboneConformance, check_backbone
 from asg_core.testing.conformance import CHECKS
 from asg_core.tiny.backbone import TinyBackbone
 
-tiny = partial(load_backbone, "tiny", device="cpu")
+tiny = partial(load_backbone, "tiny")
 
 
 class TestTiny(BackboneConformance):
@@ -31,7 +31,7 @@ class TestTinyFlow(BackboneConformance):
     image_size: ClassVar = (32, 32)
 
     def load(self, **settings: Any) -> Backbone:
-        return load_backbone("tiny_flow", device="cpu", **settings)
+        return load_backbone("tiny_flow", **settings)
 
 
 @pytest.fixture

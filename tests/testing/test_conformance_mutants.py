@@ -22,7 +22,7 @@ from .mutants import MUTANTS
 def _factory(cls: type[TinyBackbone]) -> Callable[..., TinyBackbone]:
     def load(**settings: Any) -> TinyBackbone:
         request = LoadRequest(**settings)
-        return cls(to_device(load_base(None), "cpu", "float32"), Vocabulary(), request)
+        return cls(to_device(load_base(None), request.device, "float32"), Vocabulary(), request)
 
     return load
 

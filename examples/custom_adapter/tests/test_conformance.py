@@ -24,4 +24,4 @@ class TestJanus(BackboneConformance):
     guidance_off: ClassVar = {"guidance": 1.0, "rollout_guidance": 1.0}
 
     def load(self, **settings: Any) -> Backbone:
-        return load_backbone("janus", weights=_checkpoint(), device="cpu", dtype="float32", **settings)
+        return load_backbone("janus", weights=_checkpoint(), dtype="float32", **settings)

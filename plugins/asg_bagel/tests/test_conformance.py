@@ -16,5 +16,5 @@ class TestBagel(BackboneConformance):
 
     def load(self, **settings: Any) -> Backbone:
         return load_backbone(
-            "bagel", weights=GOLDEN / "checkpoint", device="cpu", dtype="float32", **{"options": OPTIONS, **settings}
+            "bagel", weights=GOLDEN / "checkpoint", dtype="float32", **{"options": OPTIONS, **settings}
         )

@@ -23,7 +23,6 @@ class TestBlip3o(BackboneConformance):
         return load_backbone(
             "blip3o",
             weights=CHECKPOINT,
-            device="cpu",
             dtype="float32",
             lora=LoraSettings(rank=4, alpha=8),
             **{"options": {"rollout": SMALL, "quality": SMALL, "eva_head_width": 16}, **settings},

@@ -21,7 +21,6 @@ class TestVargpt(BackboneConformance):
         return load_backbone(
             "vargpt",
             weights=CHECKPOINT,
-            device="cpu",
             dtype="float32",
             lora=LoraSettings(rank=4, alpha=8),
             **{"options": {"rollout": SMALL, "quality": SMALL}, **settings},

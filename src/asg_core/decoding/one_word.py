@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from asg_core.decoding.model import CausalModel
 from asg_core.decoding.scoring import AdapterSwitch
 from asg_core.decoding.tree import grow
+from asg_core.devices import tensor_on
 from asg_core.roles import TextRequest
 
 IMAGE_PROMPT = "Summary of the image above in one word:"
@@ -45,8 +46,9 @@ class OneWordEmbedding:
         """(n, D) float32 unit vectors on the model's device."""
         if not items:
             return self._centres[:0]
-        kinds = [int(isinstance(item, str)) for item in items]
-        return F.normalize(self._states(items) - self._centres[kinds], dim=-1)
+        states = self._states(items)
+        kinds = tensor_on(states.device, [int(isinstance(item, str)) for item in items])
+        return F.normalize(states - self._centres.index_select(0, kinds), dim=-1)
 
     @cached_property
     def _centres(self) -> Tensor:
@@ -62,4 +64,4 @@ class OneWordEmbedding:
         ]
         with self._adapters.use(None):
             rows, row_of = grow(self._model, requests)
-        return rows.last[row_of].float()
+        return rows.last.index_select(0, tensor_on(rows.last.device, row_of)).float()

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from . import contract, drawing, embedding, hygiene, imports, roles, scoring, state, text
+from . import contract, device, drawing, embedding, hygiene, imports, roles, scoring, state, text
 from .registry import MUTANTS
 
-__all__ = ["MUTANTS", "contract", "drawing", "embedding", "hygiene", "imports", "roles", "scoring", "state", "text"]
+__all__ = [
+    "MUTANTS",
+    "contract",
+    "device",
+    "drawing",
+    "embedding",
+    "hygiene",
+    "imports",
+    "roles",
+    "scoring",
+    "state",
+    "text",
+]

@@ -15,6 +15,7 @@ from asg_blip3o.modeling import Blip3oModel
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.sampling import feature_tokens, sample_features
 from asg_blip3o.templates import Vocabulary
+from asg_core.devices import tensor_on
 from asg_core.roles import ImageRequest
 from asg_core.seeds import derive_seed
 
@@ -44,7 +45,7 @@ class Drawing:
         places = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         prompts = [self.vocabulary.generation_ids(caption) for caption in places]
         states = query_states(self.model, prompts, self.vocabulary.special.img)
-        return states[[places[caption] for caption in captions]]
+        return states.index_select(0, tensor_on(states.device, [places[caption] for caption in captions]))
 
     def features(self, requests: Sequence[ImageRequest], sampler: Sampler) -> Features:
         """Stage 1 of all requests and of the decoder's negative, in one batch.
@@ -60,7 +61,7 @@ class Drawing:
         seeds = [*(request.seed for request in requests), self.options.negative_seed]
         features = sample_features(
             self.model.flow,
-            states[rows],
+            states.index_select(0, tensor_on(states.device, rows)),
             self._noise([derive_seed("blip3o", "features", seed) for seed in seeds], shape),
             steps=sampler.flow_steps,
             guidance=sampler.flow_guidance,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from asg_core.testing.conformance import (  # noqa: F401 - importing a group registers its checks
     contract,
+    device,
     drawing,
     embedding,
     hygiene,

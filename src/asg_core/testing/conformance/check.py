@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -80,3 +82,11 @@ def expect(condition: object, problem: str) -> None:
     """Raise Violation with ``problem`` unless ``condition`` is true."""
     if not condition:
         raise Violation(problem)
+
+
+def origin(error: Exception) -> str:
+    """Where an exception came from: the innermost line that is neither the core's nor a library's, else the last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "asg_core" not in Path(f.filename).parts]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"

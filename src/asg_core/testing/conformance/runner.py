@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from asg_core.errors import AsgError, ConfigError, did_you_mean
-from asg_core.testing.conformance.check import CHECKS, Check, NotApplicable, Violation
+from asg_core.testing.conformance.check import CHECKS, Check, NotApplicable, Violation, origin
 from asg_core.testing.conformance.subject import BackboneFactory, Subject
 
 Profile = Literal["quick", "full"]
@@ -139,17 +137,9 @@ def run_check(check: Check, subject: Subject, expected: str | None = None) -> Ou
     except Exception as error:  # noqa: BLE001 - the code under test may raise anything; all of it is a failed check
         crash = error
         message = error.what if isinstance(error, AsgError) else " ".join(str(error).split())
-        problem = f"{type(error).__name__}: {message}, at {_origin(error)}"
+        problem = f"{type(error).__name__}: {message}, at {origin(error)}"
     else:
         return Outcome(check, "passed") if expected is None else Outcome(check, "unexpected", expected)
     finally:
         subject.reset()
     return Outcome(check, "failed", problem, crash) if expected is None else Outcome(check, "expected", expected)
-
-
-def _origin(error: Exception) -> str:
-    """Where an exception came from: the innermost line that is neither the core's nor a library's, else the last."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "asg_core" not in Path(f.filename).parts]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"

@@ -1,0 +1,95 @@
+"""The check that a backbone would run on an accelerator, as far as that shows where there is none."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from asg_core.roles import Backbone, ImageSampling, Role, TextSampling
+from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect, origin
+from asg_core.testing.conformance.subject import (
+    NEW_TOKENS,
+    PROMPTS,
+    Subject,
+    drawing_requests,
+    mixed_requests,
+    picture,
+    same_text,
+    wake,
+)
+from asg_core.testing.far import far_device
+
+
+@check(
+    "device.one",
+    "on a device that is not the CPU (asg_core.testing.far), no tensor of the CPU meets the model's",
+    "make tensors with device=..., draw on the CPU and move (a seed is then the same everywhere), .cpu() before numpy",
+    "float32",
+)
+def _one(subject: Subject) -> None:
+    if subject.backbone.device.type != "cpu":
+        raise NotApplicable(f"the backbone is on {subject.backbone.device} already")
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise NotApplicable("it needs a process to itself, and this system cannot fork")
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_report, args=(subject, there))
+    child.start()
+    there.close()
+    try:
+        problem = here.recv()
+    except EOFError:
+        problem = "the process that tried it died"
+    finally:
+        child.join()
+    expect(not problem, problem)
+
+
+def _report(subject: Subject, connection: Connection) -> None:
+    """Send what is wrong, "" for nothing. A process of its own, because torch never forgets a device."""
+    torch.set_num_threads(1)  # a forked process has none of its parent's
+    problem = ""
+    try:
+        with far_device() as device:
+            _exercise(subject, subject.factory(device=device), torch.device(device))
+    except Violation as violation:
+        problem = str(violation)
+    except Exception as error:  # noqa: BLE001 - the code under test may raise anything
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}, at {origin(error)}"
+    connection.send(problem)
+    connection.close()
+
+
+def _exercise(subject: Subject, backbone: Backbone, device: torch.device) -> None:
+    expect(backbone.device == device, f"backbone.device is {backbone.device}, not the {device} that was asked for")
+    for role in subject.roles:
+        wake(backbone, role)
+    can = subject.capabilities
+    if can.text:
+        _text(subject, backbone)
+    if can.image_loss is not None:
+        drawn = backbone.generate(drawing_requests(), ImageSampling("rollout"))
+        learned = backbone.generation_loss(drawn, list(range(len(drawn))))
+        torch.autograd.backward(learned.loss.sum() + learned.penalty.sum())
+        backbone.generate(drawing_requests(1), ImageSampling("rollout"), None)
+    if can.embed:
+        backbone.embed([*PROMPTS, picture(1)])
+    for role in subject.roles:
+        for name, weight in backbone.trainable(role).items():
+            expect(weight.device == device, f"the {role}'s {name!r} is on {weight.device}")
+        with tempfile.TemporaryDirectory() as folder:
+            backbone.save_role(role, Path(folder))
+            backbone.load_role(role, Path(folder))
+
+
+def _text(subject: Subject, backbone: Backbone) -> None:
+    requests, sampling = mixed_requests("far"), TextSampling(NEW_TOKENS)
+    backbone.prefill([r.image for r in requests if r.image is not None], [Role.PROPOSER, Role.SOLVER, None])
+    asked, solved = backbone.ask(requests, sampling), backbone.solve(requests, sampling)
+    same_text("there against here", solved, subject.sample(requests), subject.tolerance)
+    for role, samples in ((Role.PROPOSER, asked), (Role.SOLVER, solved)):
+        scores = backbone.token_logits(samples, role, base=True, logits=True)
+        torch.autograd.backward(torch.cat([score.logprobs for score in scores]).sum())

@@ -1,0 +1,188 @@
+"""An accelerator for machines that have none: its tensors lie in host memory and refuse to meet tensors of the CPU.
+
+On a CPU alone every tensor is on the same device, so code that forgets ``device=`` works there and fails on a GPU. Here
+the CPU computes everything, but a tensor of the device ``far`` behaves like one of a GPU as far as *where* things are
+goes: it does not mix with CPU tensors, takes no CPU generator, and has to come back before numpy or a file can have it.
+What kernels a GPU has, how it rounds and how fast it is, this does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "far"
+_DATA: Any = Tensor.data
+_INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+class FarTensor(Tensor):
+    """A tensor of the far device; ``near`` is its content."""
+
+    near: Tensor
+
+    @staticmethod
+    def __new__(cls, near: Tensor) -> FarTensor:
+        """Wrap ``near``, which nobody else may hold."""
+        tensor: FarTensor = Tensor._make_wrapper_subclass(
+            cls,
+            near.size(),
+            strides=near.stride(),
+            storage_offset=near.storage_offset(),
+            dtype=near.dtype,
+            layout=near.layout,
+            device=torch.device(NAME, 0),
+        )
+        tensor.near = near
+        return tensor
+
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, op: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
+    ) -> Any:
+        """Compute on the CPU."""
+        return _compute(op, args, kwargs or {})
+
+    @property
+    def data(self) -> Tensor:
+        """As of any tensor."""
+        data: Tensor = _DATA.__get__(self)
+        return data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, FarTensor):
+            raise RuntimeError(f"the data of a {NAME} tensor is set to a tensor of the {value.device}")
+        _DATA.__set__(self, value)
+        self.near = value.near
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """As of any tensor; torch makes tensors of lists where no dispatch mode sees it, so they are made here."""
+        found: Tensor = super().__getitem__(_as_index(key))
+        return found
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """See ``__getitem__``."""
+        super().__setitem__(_as_index(key), value)
+
+    def new_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:  # type: ignore[override]
+        """As of any tensor."""
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
+
+    def tolist(self) -> Any:
+        """As of any tensor."""
+        return self.near.tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as a GPU's tensors do. Raises TypeError."""
+        raise TypeError(f"can't convert a {NAME} tensor to numpy: use Tensor.cpu() first")
+
+    __array__ = numpy
+
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
+        """The content."""
+        return f"far({self.near!r})"
+
+
+def _as_index(key: Any) -> Any:
+    """An index whose lists are tensors of the far device."""
+    parts = key if isinstance(key, tuple) else (key,)
+    made = tuple(torch.tensor(part).to(f"{NAME}:0") if isinstance(part, list) else part for part in parts)
+    return made if isinstance(key, tuple) else made[0]
+
+
+def _is_far(device: Any) -> bool:
+    return torch.device(device).type == NAME
+
+
+def _content(value: Any) -> Any:
+    return value.near if isinstance(value, FarTensor) else value
+
+
+def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    near_args, near_kwargs = tree_map(_content, args), dict(tree_map(_content, dict(kwargs)))
+    if op is torch.ops.aten.copy_.default:
+        op(*near_args, **near_kwargs)
+        return args[0]
+    device = kwargs.get("device")
+    if device is not None and _is_far(device):
+        near_kwargs["device"] = torch.device("cpu")
+    if op is torch.ops.aten._to_copy.default:
+        out = op(*near_args, **near_kwargs)
+        return FarTensor(out) if _is_far(device or args[0].device) else out
+    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    some_far = any(isinstance(tensor, FarTensor) for tensor in tensors)
+    to_far = some_far if device is None else _is_far(device)
+    _refuse_mixtures(op, args, kwargs, tensors if some_far else [], to_far=to_far)
+    out = op(*near_args, **near_kwargs)
+    if not to_far:
+        return out
+    return tree_map(lambda value: FarTensor(value) if isinstance(value, Tensor) else value, out)
+
+
+def _refuse_mixtures(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor], *, to_far: bool
+) -> None:
+    generator = next((leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.Generator)), None)
+    if to_far and generator is not None:
+        raise RuntimeError(f"{op}: a {NAME} tensor is drawn with a generator of the {generator.device}")
+    # A GPU takes numbers and indices from the host.
+    if op in _INDEXING and isinstance(args[0], FarTensor):
+        tensors = [args[0], *(args[2:3])]
+    strangers = [tuple(t.shape) for t in tensors if not isinstance(t, FarTensor) and t.ndim]
+    if strangers:
+        raise RuntimeError(f"{op}: {NAME} tensors meet tensors of the CPU of the shapes {strangers}")
+
+
+class _Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what makes tensors, which no tensor does."""
+
+    def __torch_dispatch__(
+        self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _compute(op, args, kwargs or {})
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """``torch.far``."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Asked for by checkpointing."""
+        return [torch.bfloat16, torch.float16]
+
+
+@contextmanager
+def far_device() -> Iterator[str]:
+    """Inside, the device that is yielded exists. It stays known to torch until the process ends: use one of its own.
+
+    Raises:
+        RuntimeError: this process has another backend in torch's place for those that are not built in.
+    """
+    if torch._C._get_privateuse1_backend_name() != NAME:
+        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+
+    def afterwards(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # torch fills a new tensor on its device where no dispatch mode sees it
+        def made(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor if device is None else tensor.to(device)
+
+        return made
+
+    with (
+        mock.patch.object(torch, "tensor", afterwards(torch.tensor)),
+        mock.patch.object(torch, "as_tensor", afterwards(torch.as_tensor)),
+        torch.autograd.set_multithreading_enabled(False),
+        _Everywhere(),  # type: ignore[no-untyped-call]
+    ):
+        yield f"{NAME}:0"

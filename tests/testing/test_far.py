@@ -1,0 +1,174 @@
+"""The device that is not there: what a GPU would refuse it refuses, and what it computes is what the CPU computes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from asg_core import Trainer
+from asg_core.config import RunConfig
+from asg_core.errors import ConfigError
+from asg_core.roles import Role
+from asg_core.testing.far import far_device
+
+pytestmark = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="torch never forgets a device: needs to fork"
+)
+
+
+@pytest.fixture
+def apart() -> Callable[[Callable[[], None]], None]:
+    """Runs a function in a process of its own, where the far device may become known; fails as it fails."""
+
+    def work(test: Callable[[], None], connection: Connection) -> None:
+        torch.set_num_threads(1)
+        try:
+            test()
+        except BaseException:
+            connection.send(traceback.format_exc())
+            raise
+        connection.send("")
+
+    def run(test: Callable[[], None]) -> None:
+        here, there = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=work, args=(test, there))
+        child.start()
+        there.close()
+        problem = here.recv()
+        child.join()
+        assert not problem, problem
+
+    return run
+
+
+def test_what_a_gpu_refuses_is_refused(apart: Callable[[Callable[[], None]], None]) -> None:
+    def test() -> None:
+        with far_device() as device:
+            far, near, order = torch.ones(3, device=device), torch.ones(3), torch.tensor([2, 0], device=device)
+            stream = torch.Generator().manual_seed(0)
+            refused: list[Callable[[], object]] = [
+                lambda: far + near,
+                lambda: near.add_(far),
+                lambda: torch.cat([far, near]),
+                lambda: nn.Linear(3, 2)(far),
+                lambda: near[order],
+                lambda: near.index_select(0, order),
+                lambda: far.index_put_((order,), near[:2]),
+                lambda: far.index_fill_(0, torch.tensor([0]), 1.0),
+                lambda: torch.randn(2, device=device, generator=stream),
+                lambda: far.uniform_(generator=stream),
+                lambda: torch.where(near > 0, far, far),
+                far.numpy,
+                lambda: setattr(nn.Parameter(far), "data", near),
+            ]
+            for call in refused:
+                with pytest.raises((RuntimeError, TypeError)):
+                    call()
+
+    apart(test)
+
+
+def test_what_a_gpu_allows_is_allowed(apart: Callable[[Callable[[], None]], None]) -> None:
+    def test() -> None:
+        with far_device() as device:
+            far, order = torch.arange(3.0, device=device), torch.tensor([2, 0])
+            assert (far * 2 + torch.tensor(1.0)).tolist() == [1.0, 3.0, 5.0]
+            assert far[order].tolist() == far[[2, 0]].tolist() == [2.0, 0.0]
+            assert far[order].device == torch.device(device)
+            far[order] = torch.tensor(7.0)
+            far[[1]] = 5.0
+            assert far.tolist() == [7.0, 5.0, 7.0]
+            far.copy_(torch.zeros(3))
+            assert far.cpu().numpy().tolist() == [0.0, 0.0, 0.0]
+            assert far.to(torch.bfloat16).device == far.new_tensor([1]).device == far.device
+            assert torch.randn(2, generator=torch.Generator().manual_seed(0)).to(device).device == far.device
+            assert float(far.sum()) == 0.0
+            assert far.add_(1.0) is far
+            assert far.tolist() == [1.0, 1.0, 1.0]
+            assert type(far.cpu()) is torch.Tensor
+            with torch.device("meta"):
+                assert nn.Linear(2, 2).weight.is_meta
+            with torch.device(device):
+                assert nn.Linear(2, 2).weight.device == far.device
+
+    apart(test)
+
+
+def test_gradients_and_values_are_those_of_the_cpu(apart: Callable[[Callable[[], None]], None]) -> None:
+    def test() -> None:
+        torch.manual_seed(0)
+        near = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        inputs = torch.randn(5, 4)
+
+        def step(model: nn.Module, x: torch.Tensor) -> list[float]:
+            optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+            losses = []
+            for _ in range(3):
+                optimiser.zero_grad()
+                loss = model(x).square().mean()
+                loss.backward()
+                optimiser.step()
+                losses.append(float(loss))
+            return losses
+
+        with far_device() as device:
+            moved = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+            moved.load_state_dict(near.state_dict())
+            moved = moved.to(device)
+            assert all(weight.device == torch.device(device) for weight in moved.parameters())
+            there = step(moved, inputs.to(device))
+        assert there == pytest.approx(step(near, inputs), rel=1e-6)
+        assert there[2] < there[0]
+
+    apart(test)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
+def test_a_run_on_another_device_is_the_run_on_the_cpu(
+    name: str, apart: Callable[[Callable[[], None]], None], scenes: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    """Both kinds of steps with their updates, checkpoints, and a run resumed from one: no tensor is left behind."""
+
+    def test() -> None:
+        def run(out: str, device: str) -> Trainer:
+            settings = {"backbone": name, "images": scenes, "device": device, "out": tmp_path / out, "steps": 1}
+            every = {"schedule": {"ratio": [1, 1]}, "images_per_step": 2, "checkpoint_every_steps": 1}
+            Trainer(RunConfig.model_validate({**config.model_dump(), **settings, **every})).run()
+            resumed = Trainer.resume(tmp_path / out, steps=2)
+            resumed.run()
+            return resumed
+
+        def rows(trainer: Trainer) -> list[dict[str, float]]:
+            lines = (trainer.folder.path / "metrics.jsonl").read_text().splitlines()
+            return [
+                {k: v for k, v in json.loads(line).items() if type(v) in (int, float) and k != "seconds"}
+                for line in lines
+            ]
+
+        with far_device() as device:
+            there = run("there", device)
+            assert there.backbone.device == torch.device(device)
+        here = run("here", "cpu")
+        assert [len(row) >= 8 for row in rows(there)] == [True] * 2
+        for got, wanted in zip(rows(there), rows(here), strict=True):
+            assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        for role in Role:
+            pairs = zip(there.backbone.trainable(role).values(), here.backbone.trainable(role).values(), strict=True)
+            apart_by = max(float((a.cpu() - b).abs().max()) for a, b in pairs)
+            assert apart_by < 0.05 * 1e-3, role  # a twentieth of an optimiser step, which is the learning rate
+
+    apart(test)
+
+
+def test_a_device_that_torch_knows_and_nobody_has_is_refused() -> None:
+    for name in ("xpu", "cuda:7", "meta"):
+        with pytest.raises(ConfigError, match="does not exist here"):
+            Trainer(RunConfig(device=name)).run()
