@@ -23,7 +23,7 @@ from asg_core.roles import (
     Role,
     TextRequest,
     TextSample,
-    TextSampling,
+    TextSamplings,
     TokenLogits,
     one_each,
 )
@@ -36,20 +36,14 @@ class OneByOne(WrappedBackbone):
     """One request per call of ``inner``, each with its own copy of the image."""
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         each = zip(requests, one_each(sampling, len(requests)), strict=True)
         return [replace(self.inner.ask([_alone(r)], how, role)[0], request=r) for r, how in each]
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         each = zip(requests, one_each(sampling, len(requests)), strict=True)

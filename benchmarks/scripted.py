@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.prompts import CAPTION_PROMPT, SPEC_PROMPT
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, one_each
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings, one_each
 from asg_core.wrapped import WrappedBackbone
 
 SPEC = (
@@ -59,10 +59,7 @@ class Scripted(WrappedBackbone):
         self._sources, self._framings = {id(image) for image in sources}, framings
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         samples = super().ask(requests, sampling, role)
@@ -72,10 +69,7 @@ class Scripted(WrappedBackbone):
         ]
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         samples = super().solve(requests, sampling, role)

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from asg_core.decoding import Segment, join_segments, pick, uniforms_of
 from asg_core.entropy import token_entropy
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TokenLogits, one_each
+from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TextSamplings, TokenLogits, one_each
 from asg_core.testing.qwen import QwenBackbone
 
 
@@ -24,10 +24,7 @@ class SequentialQwen(QwenBackbone):
     """The model of :class:`asg_core.testing.qwen.QwenBackbone`, one request at a time."""
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         each = zip(requests, one_each(sampling, len(requests)), strict=True)
@@ -35,10 +32,7 @@ class SequentialQwen(QwenBackbone):
             return [self._sample(request, how) for request, how in each]
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         each = zip(requests, one_each(sampling, len(requests)), strict=True)

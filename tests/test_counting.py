@@ -67,6 +67,21 @@ def test_greedy_answers_and_scores_without_gradients_are_one_phase_and_updates_a
     assert costs.optimiser_steps == {Role.SOLVER: 1}
 
 
+def test_greedy_rows_among_sampled_ones_and_what_is_read_ahead(backbone: QwenBackbone) -> None:
+    asked = requests(3)
+    image = asked[0].image
+    assert image is not None
+    with counted(backbone) as costs:
+        backbone.prefill([image], [Role.SOLVER, None])
+        backbone.solve(asked, [TextSampling(3), TextSampling(3), TextSampling(3, temperature=0.0)])
+    assert {name: (cost.calls, cost.rows) for name, cost in costs.phases.items() if cost.calls} == {
+        "prefill": (1, 1),
+        "solve": (1, 3),
+    }
+    assert (costs.network(LAYERS, "prefill").passes, costs.network(LAYERS, "prefill").rows) == (1, 2)
+    assert costs.network(LAYERS, "solve").passes == 1 + 2  # prompt, and a token more than the first
+
+
 def test_nothing_is_counted_or_left_after_the_block(backbone: QwenBackbone) -> None:
     with counted(backbone) as costs:
         backbone.ask(requests(1), TextSampling(2))

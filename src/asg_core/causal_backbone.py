@@ -18,7 +18,7 @@ from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import plant
 from asg_core.lora import RoleAdapters
 from asg_core.options import BackboneOptions
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TokenLogits
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSamplings, TokenLogits
 
 
 class CausalBackbone(Backbone):
@@ -49,25 +49,19 @@ class CausalBackbone(Backbone):
         self._embedding = OneWordEmbedding(text, adapters)
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(requests, sampling, role)
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(requests, sampling, role)
 
     def _complete(
-        self, requests: Sequence[TextRequest], sampling: TextSampling | Sequence[TextSampling], role: Role | None
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None
     ) -> list[TextSample]:
         with self.adapters.use(role):
             return sample_text(self.text, requests, sampling, prefixes=self._prefixes, compiled=self.compiled)

@@ -121,7 +121,7 @@ class Costs:
 
 @contextmanager
 def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -> Iterator[Costs]:
-    """Count what ``backbone`` does inside the block. Networks are looked for in the modules that are its attributes.
+    """Count what ``backbone`` does inside the block. Networks are looked for in the modules that it or its attributes hold.
 
     On a GPU the device is waited for where a phase ends, so that times are those of the work and not of its launch.
 
@@ -261,8 +261,12 @@ def _phase(name: str, given: Mapping[str, Any]) -> Phase:
 
 def _networks(backbone: Backbone) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, the module whose calls are its passes, and bytes of weights, of every network."""
-    for root in vars(backbone).values():
-        if isinstance(root, nn.Module):
+    held = [*vars(backbone).values()]
+    held += [inner for value in held if hasattr(value, "__dict__") for inner in vars(value).values()]
+    roots = {id(module): module for module in held if isinstance(module, nn.Module)}
+    inner = {id(part) for root in roots.values() for part in root.modules() if part is not root}
+    for key, root in roots.items():
+        if key not in inner:
             yield from _outermost("", root)
 
 

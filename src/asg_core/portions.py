@@ -24,6 +24,7 @@ from asg_core.roles import (
     TextRequest,
     TextSample,
     TextSampling,
+    TextSamplings,
     TokenLogits,
     one_each,
 )
@@ -69,19 +70,13 @@ class InPortions(WrappedBackbone):
         self._at_once = at_once
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(self.inner.ask, requests, sampling, role)
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         return self._complete(self.inner.solve, requests, sampling, role)
@@ -90,7 +85,7 @@ class InPortions(WrappedBackbone):
         self,
         call: Callable[[Sequence[TextRequest], Sequence[TextSampling], Role | None], list[TextSample]],
         requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
+        sampling: TextSamplings,
         role: Role | None,
     ) -> list[TextSample]:
         each = one_each(sampling, len(requests))

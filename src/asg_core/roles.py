@@ -67,7 +67,11 @@ class TextSampling:
     temperature: float = 1.0
 
 
-def one_each(sampling: TextSampling | Sequence[TextSampling], count: int) -> list[TextSampling]:
+TextSamplings = TextSampling | Sequence[TextSampling]
+"""How to sample the requests of one call: all alike, or one each."""
+
+
+def one_each(sampling: TextSamplings, count: int) -> list[TextSampling]:
     """What ``ask`` and ``solve`` were given as ``sampling``, as one per request.
 
     Raises:
@@ -198,10 +202,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """Complete each request as the Proposer. One request gives one sample, in order. No gradient.
 
@@ -213,10 +214,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """Complete each request as the Solver. One request gives one sample, in order. No gradient.
 

@@ -18,7 +18,7 @@ from asg_core.roles import (
     Role,
     TextRequest,
     TextSample,
-    TextSampling,
+    TextSamplings,
     TokenLogits,
 )
 
@@ -45,19 +45,13 @@ class WrappedBackbone(Backbone):
         return self.inner.dtype
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
         return self.inner.ask(requests, sampling, role)
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
         return self.inner.solve(requests, sampling, role)

@@ -16,7 +16,7 @@ from asg_core.images import PoolImage
 from asg_core.policy import EmaBaseline, leave_one_out, z_score
 from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
 from asg_core.rewards.understanding import GATE_PENALTY, solver_rewards
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
+from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSamplings
 from asg_core.steps.records import Question, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
 from asg_core.wrapped import WrappedBackbone
@@ -116,19 +116,13 @@ class Mumbling(WrappedBackbone):
         self.solved: list[TextRequest] = []
 
     def ask(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.PROPOSER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         samples = super().ask(requests, sampling, role)
         return [replace(s, text="no question here", pieces=(s.text,)) if i % 2 else s for i, s in enumerate(samples)]
 
     def solve(
-        self,
-        requests: Sequence[TextRequest],
-        sampling: TextSampling | Sequence[TextSampling],
-        role: Role | None = Role.SOLVER,
+        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         self.solved += requests
         return super().solve(requests, sampling, role)

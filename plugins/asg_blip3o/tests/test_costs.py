@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
 
-import pytest
 from asg_blip3o.backbone import Blip3oBackbone
-from PIL import Image
 
-from asg_core.config import RunConfig
-from asg_core.roles import Role
-from asg_core.testing.counting import CountedStep, excess, generation, understanding
+from asg_core.plugins import load_backbone
+from asg_core.testing import BackboneCosts
 
-LANGUAGE, VISION = "language_model.layers", "visual.blocks"
-CANDIDATES = 3
-CONFIG = RunConfig.model_validate(
-    {
-        "ask": {"max_new_tokens": 12, "spec_max_new_tokens": 16},
-        "solve": {"max_new_tokens": 4, "caption_max_new_tokens": 6},
-        "generate": {"candidates": CANDIDATES},
-        "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
-    }
-)
-
-Load = Callable[..., Blip3oBackbone]
-Picture = Callable[..., Image.Image]
+CHECKPOINT = Path(__file__).parent / "fixtures" / "golden" / "checkpoint"
+SMALL = {"flow_steps": 4, "decoder_steps": 3, "height": 32, "width": 32}
 
 
-@pytest.fixture(scope="module")
-def images(picture: Picture) -> list[Image.Image]:
-    return [picture(1), picture(2, 88, 60)]
+class TestCosts(BackboneCosts):
+    language: ClassVar = "language_model.layers"
+    vision: ClassVar = "visual.blocks"
 
+    def load(self) -> Blip3oBackbone:
+        options = {"rollout": SMALL, "quality": SMALL, "eva_head_width": 16}
+        backbone = load_backbone("blip3o", weights=CHECKPOINT, dtype="float32", options=options)
+        assert isinstance(backbone, Blip3oBackbone)
+        return backbone
 
-@pytest.fixture(scope="module")
-def understood(load: Load, images: list[Image.Image]) -> CountedStep:
-    return understanding(load(), images, CONFIG)
-
-
-@pytest.fixture(scope="module")
-def drawn(load: Load, images: list[Image.Image]) -> CountedStep:
-    return generation(load(), images, CONFIG)
-
-
-def test_an_understanding_step_stays_below_its_bars(understood: CountedStep, images: list[Image.Image]) -> None:
-    costs = understood.costs
-    assert excess(understood, language=LANGUAGE, vision=VISION) == []
-    # Proposer, Solver and base side by side, then under gradients each role alone: the Proposer, whose only prompt is
-    # joined to the image, and the Solver
-    (_, image), (_, prompt) = understood.prefills[:2]
-    wide = [(rows, width) for rows, width in understood.prefills if width in (image, image + prompt)]
-    assert wide == [(3 * len(images), image), (len(images), image + prompt), (len(images), image)]
-    assert costs.backwards == costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
-
-
-def test_a_generation_step_sees_every_picture_once_and_learns_in_one_step(
-    drawn: CountedStep, images: list[Image.Image]
-) -> None:
-    costs = drawn.costs
-    assert excess(drawn, language=LANGUAGE, vision=VISION) == []
-    assert drawn.prefills[0][0] == 2 * len(images)  # Proposer and Solver side by side
-    assert costs.backwards == costs.optimiser_steps == {Role.GENERATOR: 1}
-
-
-def test_candidates_are_one_batch(drawn: CountedStep, images: list[Image.Image]) -> None:
-    """Both branches of all candidates, and of the decoder's negative, in one call per step."""
-    drawings = len(images) * CANDIDATES
-    features, decoder = (drawn.costs.network(name, "generate") for name in ("dit.layers", "unet.down_blocks"))
-    assert (features.passes, features.rows) == (4, 4 * 2 * (drawings + 1))
-    assert (decoder.passes, decoder.rows) == (3, 3 * 2 * drawings)
-    assert drawn.costs.network(LANGUAGE, "generate").passes == 1
+    def test_candidates_are_one_batch(self) -> None:
+        """Both branches of all candidates, and of the decoder's negative, in one call per step."""
+        drawings = len(self.images) * self.candidates
+        costs = self.drawn().costs
+        features, decoder = (costs.network(name, "generate") for name in ("dit.layers", "unet.down_blocks"))
+        assert (features.passes, features.rows) == (4, 4 * 2 * (drawings + 1))
+        assert (decoder.passes, decoder.rows) == (3, 3 * 2 * drawings)
+        assert costs.network(self.language, "generate").passes == 1

@@ -21,7 +21,7 @@ from asg_core.decoding.tree import feed, grow
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
 from asg_core.devices import tensor_on
 from asg_core.entropy import token_entropy
-from asg_core.roles import TextRequest, TextSample, TextSampling, one_each
+from asg_core.roles import TextRequest, TextSample, TextSampling, TextSamplings, one_each
 
 _COMPACT_AT = 0.75
 """Finished rows leave the batch when at most this share is still going: copying the cache costs about one pass."""
@@ -40,7 +40,7 @@ class _Completion:
 def sample_text(
     model: CausalModel,
     requests: Sequence[TextRequest],
-    sampling: TextSampling | Sequence[TextSampling],
+    sampling: TextSamplings,
     *,
     prefixes: PrefixCache | None = None,
     compiled: CompiledDecode | None = None,
