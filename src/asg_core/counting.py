@@ -121,7 +121,7 @@ class Costs:
 
 @contextmanager
 def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -> Iterator[Costs]:
-    """Count what ``backbone`` does inside the block. Networks are looked for in the modules that it or its attributes hold.
+    """Count what ``backbone`` does inside the block. Networks are modules that it or an attribute holds.
 
     On a GPU the device is waited for where a phase ends, so that times are those of the work and not of its launch.
 
