@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel
 
 from asg_core.errors import PluginError, WeightsError
@@ -154,6 +155,25 @@ def test_rows_side_by_side_leave_nothing_behind(duo):
     assert adapters.active is None
     assert torch.equal(hidden(text, adapters, Role.SOLVER), before)
     assert torch.equal(hidden(text, adapters, None), text_model()(IDS).last_hidden_state)
+
+
+def test_rows_side_by_side_are_told_apart_without_lists_of_indices(duo):
+    """PEFT's way would send such a list to the device, twice for every adapter and layer."""
+    text, _, adapters = duo
+    seen = set()
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            seen.add(op.name())
+            return op(*args, **(kwargs or {}))
+
+    layer = text.layers[0].self_attn.q_proj
+    rows = torch.ones(4, 3, 16)
+    with adapters.use_rows([Role.PROPOSER, Role.SOLVER, None, Role.SOLVER]), Noting():
+        layer(rows)
+        layer(x=rows)  # by keyword, too
+    assert "aten::mm" in seen
+    assert not {name for name in seen if "index" in name or "lift" in name}
 
 
 def test_rows_without_a_role_each_are_refused(duo):

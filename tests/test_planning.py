@@ -123,11 +123,12 @@ def test_cache_bytes_are_those_of_a_run(
     prefix, prompt = shape.see(*SIZE).tokens, shape.prompt_tokens(prompts[0])
     assert prompt == shape.prompt_tokens(prompts[1])
     pictures = [image.image for image in images[:3]]
-    kept = 3 * prefix * shape.trunk.kv_bytes
+    kept = 2 * 3 * prefix * shape.trunk.kv_bytes
+    loaded.prefill(pictures, [Role.PROPOSER, Role.SOLVER])
     for texts, nodes, rows in ((prompts, 6, 12), (prompts[:1], 3, 6)):
         requests = [TextRequest(text, p, seed) for p in pictures for text in texts for seed in range(2)]
         loaded.solve(requests, TextSampling(4))
-        assert recorder.bytes[0] == kept + cache_bytes(shape, 3, nodes, rows, prefix, prompt, 4)
+        assert recorder.bytes[0] == kept + cache_bytes(shape, nodes, rows, prefix, prompt, 4)
         recorder.bytes.clear()
 
 
@@ -193,18 +194,19 @@ def test_a_qwen_sized_trunk_costs_what_is_known_of_it() -> None:
 
 def test_cache_by_hand(shape: ModelShape) -> None:
     shape = replace(shape, trunk=TRUNK)
-    # 2 images, 6 prompts, 12 samples; 10 + 5 positions, one reserve of 64
-    assert cache_bytes(shape, 2, 6, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
-    assert cache_bytes(shape, 2, 2, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
+    # 6 prompts, 12 samples; 10 + 5 positions, one reserve of 64
+    assert cache_bytes(shape, 6, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
+    assert cache_bytes(shape, 2, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
     # a long prefix and a sample a prompt: the prompts' own copies are the most
-    assert cache_bytes(shape, 2, 6, 6, 1000, 5, new=64) == 48 * (6 * 1000 + 6 * 1005)
+    assert cache_bytes(shape, 6, 6, 1000, 5, new=64) == 48 * (6 * 1000 + 6 * 1005)
 
 
 def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
     memory = StepMemory(
-        weights=1, adapters=2, optimiser=4, prefixes=8, cache=160, activations=320, drawing=64, logits=16
+        weights=1, adapters=2, optimiser=4, prefixes=8, cache=160, reading=32, activations=320, drawing=64, logits=16
     )
     assert memory.peak == 1 + 2 + 4 + 8 + 16 + 320
+    assert replace(memory, reading=1000).peak == 1 + 2 + 4 + 8 + 16 + 1000
 
 
 def test_a_phase_is_bound_by_the_slowest_of_three() -> None:

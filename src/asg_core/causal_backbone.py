@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from asg_core.decoding import CausalModel, CompiledDecode, OneWordEmbedding, sample_text, token_logits
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import plant
+from asg_core.devices import avoid_cudnn_attention
 from asg_core.lora import RoleAdapters
 from asg_core.options import BackboneOptions
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSamplings, TokenLogits
@@ -42,6 +43,7 @@ class CausalBackbone(Backbone):
         checkpoint_layers: Sequence[nn.Module] = (),
         options: BackboneOptions | None = None,
     ) -> None:
+        avoid_cudnn_attention()
         self.text, self.adapters = text, adapters
         self.checkpoint_layers = checkpoint_layers
         self.compiled = CompiledDecode(text) if options and options.compile_decode else None
@@ -70,14 +72,19 @@ class CausalBackbone(Backbone):
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
         """See Backbone: the rows of all roles run as one batch, each under its own adapter."""
         distinct = list({id(image): image for image in images}.values())
-        if not distinct or not roles:
+        lacking = [role for role in dict.fromkeys(roles) if not self._has_read(role, distinct)]
+        if not distinct or not lacking:
             return
         segments = self.text.prefixes(distinct)
-        with self.adapters.use_rows([role for role in roles for _ in distinct]):
-            rows = plant(self.text, segments * len(roles))
-        for place, role in enumerate(roles):
+        with self.adapters.use_rows([role for role in lacking for _ in distinct]):
+            rows = plant(self.text, segments * len(lacking))
+        for place, role in enumerate(lacking):
             with self.adapters.use(role):
                 self._prefixes.keep(distinct, rows, place * len(distinct))
+
+    def _has_read(self, role: Role | None, images: Sequence[Image]) -> bool:
+        with self.adapters.use(role):
+            return self._prefixes.find(images) is not None
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False

@@ -47,6 +47,17 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def avoid_cudnn_attention() -> None:
+    """Keep ``scaled_dot_product_attention`` of this process off cuDNN, which torch prefers on H100 and H200.
+
+    Its bfloat16 gradients are NaN for some lengths once there is a mask (pytorch issue 196678, up to torch 2.13), and
+    it plans anew for every length, of which decoding has one a token.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype | None = None) -> Tensor:
     """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
     import torch

@@ -136,8 +136,8 @@ class RoleAdapters:
                 spans.append((role.value, slice(start, stop)))
             start = stop
 
-        def add(layer: Linear, args: tuple[Tensor, ...], result: Tensor) -> None:
-            (rows,) = args
+        def add(layer: Linear, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> None:
+            rows = next(iter((*args, *kwargs.values())))
             if len(rows) != start:
                 raise PluginError(
                     f"a linear layer was given {len(rows)} rows where {start} rows have a role each",
@@ -151,7 +151,7 @@ class RoleAdapters:
 
         with self.use(None), torch.no_grad(), ExitStack() as hooks:
             for layer in self._layers:
-                hooks.callback(layer.register_forward_hook(add).remove)
+                hooks.callback(layer.register_forward_hook(add, with_kwargs=True).remove)
             yield
 
     def _check(self, role: Role) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from asg_core import checkpoint
+from asg_core.causal_backbone import CausalBackbone
 from asg_core.errors import CheckpointError, OutOfMemory
 from asg_core.global_random import as_json, from_json, random_state, set_random_state
 from asg_core.portions import checked_sizes, images_in_step
@@ -157,6 +158,8 @@ def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Call
             return take()
         except Exception as error:
             if lacking := is_out_of_memory(error):
+                if isinstance(trainer.backbone, CausalBackbone) and trainer.backbone.compiled is not None:
+                    trainer.backbone.compiled.release()
                 _let_go(error)
             for optimiser, old_weights, old_moments in zip(optimisers, weights, moments, strict=True):
                 with torch.no_grad():
@@ -212,7 +215,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    # the last is what cuBLAS and cuDNN say when they find no room for themselves
+    says = ("out of memory", "not enough memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(words in text for words in says)
 
 
 def out_of_memory(where: str, *, alone: bool = False) -> OutOfMemory:

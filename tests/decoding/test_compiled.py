@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -199,6 +200,20 @@ def test_calls_of_about_one_size_share_a_program_and_all_sizes_share_memory(rig_
     assert larger[1] > small[1]
     assert run(4, 20) == (3, larger[1])
     assert run(8, 90) == (3, larger[1])
+    compiled.release()
+    assert compiled._memory == []
+    assert run(3, 20) == (4, small[1])
+
+
+def test_memory_that_is_given_back_is_free(rig_llama):
+    """A compiled pass points to its buffers, and what was compiled hangs in reference cycles."""
+    compiled = CompiledDecode(rig_llama.model, traced)
+    sample_text(rig_llama.model, [TextRequest("Why?", None, 1)], TextSampling(4), compiled=compiled)
+    held = [weakref.ref(buffer) for buffer in compiled._memory]
+    assert held
+    assert all(buffer() is not None for buffer in held)
+    compiled.release()
+    assert all(buffer() is None for buffer in held)
 
 
 def test_kept_prefixes_stay_whole(rig_qwen, make_picture):

@@ -107,6 +107,31 @@ def test_a_prefix_read_ahead_is_not_used_for_newer_weights(
     assert len(passes) == 2  # the cache is empty now: image and prompt
 
 
+def test_what_is_there_already_is_not_read_again_and_nothing_piles_up(
+    backbone: QwenBackbone, make_picture: Picture, passes: list[tuple[int, int]]
+) -> None:
+    """Steps that see the same image objects: only the policies that have learned since read them again."""
+    images = [make_picture(1), make_picture(2)]
+
+    def held() -> tuple[int, int]:
+        entries = backbone._prefixes._entries
+        return len(entries), sum(len(rows.counter) for rows in {id(e.rows): e.rows for e in entries}.values())
+
+    backbone.prefill(images, ROLES)
+    assert held() == (3, 6)
+    backbone.prefill(images[::-1], [*ROLES, Role.SOLVER])
+    assert held() == (3, 6)
+    assert [rows for rows, _ in passes] == [6]
+    for _ in range(3):
+        with torch.no_grad():
+            for role in (Role.PROPOSER, Role.SOLVER):
+                for weight in backbone.trainable(role).values():
+                    weight.mul_(1.01)
+        backbone.prefill(images, ROLES)
+        assert held() == (3, 6 + 4)  # the base's rows keep their neighbours alive, once
+    assert [rows for rows, _ in passes] == [6, 4, 4, 4]
+
+
 def test_an_image_that_is_gone_takes_its_prefixes_of_all_roles_with_it(
     backbone: QwenBackbone, make_picture: Picture
 ) -> None:

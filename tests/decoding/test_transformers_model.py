@@ -1,13 +1,15 @@
-"""The stock-decoder adapter refuses what it cannot decode right."""
+"""The stock-decoder adapter refuses what it cannot decode right, and keeps off a kernel that does not."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import MistralConfig, MistralModel
 
 from asg_core.decoding import TransformersCausalModel, sample_text
 from asg_core.errors import CapabilityError, PluginError
 from asg_core.roles import TextRequest, TextSampling
+from asg_core.testing.qwen import QwenBackbone, random_qwen
 
 
 def test_images_need_a_subclass_that_sees(rig_llama, make_picture):
@@ -38,3 +40,10 @@ def test_other_attention_is_refused(rig_llama, change):
         TransformersCausalModel(
             MistralModel(config), rig_llama.full.lm_head, rig_llama.model.tokenizer, stop_token_ids=[0]
         )
+
+
+def test_attention_keeps_off_cudnn():
+    """Its gradients under a mask are wrong for some lengths, and torch would prefer it on an H100."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    QwenBackbone(random_qwen())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

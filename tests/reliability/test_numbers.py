@@ -196,6 +196,7 @@ def failing(error: Exception, at_step: int, role: Role | None) -> Callable[..., 
 OUT_OF_MEMORY = [
     ("ask", 3, None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
     ("solve", 3, None, RuntimeError("MPS backend out of memory")),
+    ("generate", 4, None, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
     ("token_logits", 3, Role.SOLVER, torch.OutOfMemoryError("CUDA out of memory")),  # the Proposer has moved by then
     ("generate", 4, None, MemoryError()),
     ("generation_loss", 4, None, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")),

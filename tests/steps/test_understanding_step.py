@@ -174,12 +174,15 @@ class Noting(WrappedBackbone):
         self.read.append((list(images), list(roles)))
 
 
-@pytest.mark.parametrize(("lr", "policies"), [(1e-3, {*TEXT_ROLES, None}), (0.0, {*TEXT_ROLES})])
+@pytest.mark.parametrize(
+    ("rates", "policies"),
+    [((0.0, 1e-3), {*TEXT_ROLES, None}), ((1e-3, 0.0), {*TEXT_ROLES, None}), ((0.0, 0.0), {*TEXT_ROLES})],
+)
 def test_images_are_read_ahead_under_the_policies_that_the_step_needs(
-    lr: float, policies: set[Role | None], tiny: Backbone, images: list[PoolImage], config: RunConfig
+    rates: tuple[float, float], policies: set[Role | None], tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     """The base only where an update will ask for its KL."""
-    optimiser = config.optimiser.model_copy(update={"lr_proposer": 0.0, "lr_solver": lr})
+    optimiser = config.optimiser.model_copy(update={"lr_proposer": rates[0], "lr_solver": rates[1]})
     noting = Noting(tiny)
     run(noting, images, config.model_copy(update={"optimiser": optimiser}))
     ((shown, roles),) = noting.read

@@ -214,6 +214,7 @@ def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
     assert ste["base"] != ste["full"]
     assert ste["base"] == pytest.approx(ste["full"], abs=0.3)
     asked = [Asked(*row) for row in rows["asked"]["rows"]]
+    assert rows["steps"] == {"full": SUITE["config"]["steps"]}
     assert {r.step for r in asked} <= {1, 2, 3}
     assert {r[2] for r in rows["drawn"]["rows"]} <= {4, 5}
     # Every truth is that of the pool's own scene: another seed's pool gives other answers.

@@ -160,6 +160,7 @@ def test_without_its_runs_a_study_is_written_again_from_its_rows(suite: Suite, t
     assert main(command) == 0
     written = [(tmp_path / name).read_bytes() for name in names]
     shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "runs" / "full-0").mkdir(parents=True)  # one that was begun anew and has not ended
     (tmp_path / "study.html").unlink()
     assert main(command) == 0
     assert [(tmp_path / name).read_bytes() for name in names] == written

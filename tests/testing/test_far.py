@@ -17,11 +17,9 @@ from asg_core import Trainer
 from asg_core.config import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.roles import Role
-from asg_core.testing.far import far_device
+from asg_core.testing.far import far_device, obstacle
 
-pytestmark = pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="torch never forgets a device: needs to fork"
-)
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
 
 @pytest.fixture

@@ -113,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code; ``asg --help`` lists them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        # batches of all sizes follow each other, whose fragments would otherwise take gigabytes; read when CUDA starts
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         code = _run(words)
         sys.stdout.flush()

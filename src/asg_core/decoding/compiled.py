@@ -9,6 +9,7 @@ is another program: torch.compile looks at what the layers do, at every pass. We
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ class Room:
         self._counter = like.counter.new_zeros(batch)
         self._cursor = like.counter.new_zeros(1)
         for buffer in (self._visible, self._counter, self._cursor, *states):
-            torch._dynamo.mark_static_address(buffer)  # graphs use it where it is and need no copy
+            # graphs use it where it is and need no copy; a guard would keep it alive after its room is gone
+            torch._dynamo.mark_static_address(buffer, guard=False)
         cache = copy.copy(like.cache)
         cache.layers = [RoomLayer(k, v, self._cursor) for k, v in zip(states[::2], states[1::2], strict=True)]
         visible, counter, axes = self._visible, self._counter, like.axes
@@ -188,12 +190,17 @@ class CompiledDecode:
         room.fill(rows, tensor_on(rows.counter.device, parents))
         return room
 
+    def release(self) -> None:
+        """Give back the memory of all rooms; what the next call needs is made anew."""
+        self._rooms, self._memory = {}, []
+        gc.collect()  # what was compiled lives on in reference cycles, and its buffers with it
+
     def _build(self, rows: Rows, batch: int, length: int) -> Room:
         like = [states for layer in rows.cache.layers for states in (layer.keys, layer.values)]
         shapes = [(batch, states.shape[1], length, states.shape[3]) for states in like]
         sizes = [math.prod(shape) for shape in shapes]
         if not self._memory or any(m.numel() < size for m, size in zip(self._memory, sizes, strict=True)):
-            self._rooms, self._memory = {}, []
+            self.release()
             self._memory = [states.new_empty(size) for states, size in zip(like, sizes, strict=True)]
         parts = zip(self._memory, sizes, shapes, strict=True)
         buffers = [memory[:size].view(shape) for memory, size, shape in parts]

@@ -27,9 +27,10 @@ class _Entry:
 class PrefixCache:
     """Keeps the prefilled rows of images, so that calls on the same images under the same weights share them.
 
-    Within an understanding step the sampled and the greedy answers share the Solver's prefixes, and both updates share
-    those of the base policy. An entry goes when one of its images does, and when its role is seen with newer weights.
-    Only prefixes without gradients are kept. Memory: keys and values of every live image, per role.
+    Within a generation step all that is asked about a candidate shares the Solver's prefixes, within an understanding
+    step both updates share those of the base policy. An entry goes when one of its images does, and when its role is
+    seen with newer weights. Only prefixes without gradients are kept. Memory: keys and values of every live image, per
+    role.
 
     Args:
         version: what the weights are now, equal if and only if nothing has changed; ``RoleAdapters.version``. The first
@@ -51,14 +52,24 @@ class PrefixCache:
         """
         if torch.is_grad_enabled():
             return prefill(images), list(range(len(images)))
+        found = self.find(images)
+        if found is not None:
+            return found
+        rows = prefill(images)
+        self.keep(images, rows)
+        return rows, list(range(len(images)))
+
+    def find(self, images: Sequence[Image | None]) -> tuple[Rows, list[int]] | None:
+        """As :meth:`lookup`, but None where no entry holds all of ``images`` under the weights of now.
+
+        Entries of the active role under older weights go.
+        """
         version = self._version()
         self._entries = [entry for entry in self._entries if entry.version[0] != version[0] or entry.version == version]
         for entry in self._entries:
             if entry.version == version and all(id(image) in entry.row_of for image in images):
                 return entry.rows, [entry.row_of[id(image)] for image in images]
-        rows = prefill(images)
-        self.keep(images, rows)
-        return rows, list(range(len(images)))
+        return None
 
     def keep(self, images: Sequence[Image | None], rows: Rows, first: int = 0) -> None:
         """``rows``, from row ``first`` on, hold the prefixes of ``images`` under the weights of now.

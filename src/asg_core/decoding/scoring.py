@@ -81,11 +81,12 @@ def token_logits(
     temperature = tensor_on(device, [sample.temperature for sample in samples], wide)
     temperature = temperature.repeat_interleave(tensor_on(device, lengths), output_size=len(ids))[:, None]
 
+    suppressed = suppressed_ids(model, device)
+
     def score(rows: Tensor, base_rows: Tensor | None, row_ids: Tensor, row_temperature: Tensor) -> Scores:
         # Entered here and not around the loop, because a checkpoint runs this again in the backward pass.
         with adapters.use(role):
             raw = raw_logits(model, rows)
-        suppressed = suppressed_ids(model, device)
         policy = policy_logprobs(raw, row_temperature, suppressed)
         logprobs = policy.gather(-1, row_ids[:, None])[:, 0]
         base_logprobs = kl = None

@@ -69,6 +69,7 @@ class StepMemory:
         optimiser: two float32 moments of every role that learns, and the gradients of the largest one.
         prefixes: kept keys and values of images.
         cache: keys and values while answers are decoded, prompts and growing rows together.
+        reading: workspace of the pass that reads the images under all policies, before anything else.
         activations: saved for the largest backward pass.
         drawing: workspace of candidates being drawn; 0 in an understanding step.
         logits: vocabulary-wide rows.
@@ -79,6 +80,7 @@ class StepMemory:
     optimiser: int
     prefixes: int
     cache: int
+    reading: int
     activations: int
     drawing: int
     logits: int
@@ -87,36 +89,33 @@ class StepMemory:
     def peak(self) -> int:
         """What is always there, and the largest of what comes one after the other."""
         always = self.weights + self.adapters + self.optimiser + self.prefixes + self.logits
-        return always + max(self.cache, self.activations, self.drawing)
+        return always + max(self.cache, self.reading, self.activations, self.drawing)
 
 
-def cache_bytes(shape: ModelShape, images: int, nodes: int, rows: int, prefix: int, prompt: int, new: int) -> int:
+def cache_bytes(shape: ModelShape, nodes: int, rows: int, prefix: int, prompt: int, new: int) -> int:
     """Most keys and values alive while ``rows`` samples are decoded, the kept image prefixes not among them.
 
-    First every prompt holds a copy of its image's prefix (none where each image has one prompt only) and the prefix
-    with the prompt appended. Then every sample holds a copy of that, which grows by whole reserves; those of the
-    prompts go as these come.
+    First every prompt holds a copy of its image's prefix and the prefix with the prompt appended. Then every sample
+    holds a copy of that, which grows by whole reserves; those of the prompts go as these come.
 
     Args:
         shape: of the model.
-        images: distinct images.
         nodes: distinct prompts of all images together.
         rows: samples.
         prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
     """
-    past = nodes * prefix if nodes > images else 0
     grown = prefix + prompt + SPARE * -(-max(new, 1) // SPARE)
-    return shape.trunk.kv_bytes * max(past + nodes * (prefix + prompt), rows * grown)
+    return shape.trunk.kv_bytes * max(nodes * (2 * prefix + prompt), rows * grown)
 
 
 def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> StepMemory:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels."""
     work = Workload.of(shape, config, size)
     k, n = config.ask.questions_per_image, config.solve.framings
-    asking = cache_bytes(shape, images, images, images * k, work.image, work.question, config.ask.max_new_tokens)
+    asking = cache_bytes(shape, images, images * k, work.image, work.question, config.ask.max_new_tokens)
     asked = images * k * n
     greedy = images * k if config.ste.reduce != "off" else 0  # rows of prompts that are there already
-    solving = cache_bytes(shape, images, asked, asked + greedy, work.image, work.framed, config.solve.max_new_tokens)
+    solving = cache_bytes(shape, asked, asked + greedy, work.image, work.framed, config.solve.max_new_tokens)
     groups = config.optimiser.groups_per_pass(images * k)
     learning_images = min(images, groups)
     answer = work.framed + config.solve.max_new_tokens
@@ -125,9 +124,15 @@ def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, 
         **_standing(shape, config),
         prefixes=ADAPTER_SETS * images * work.image * shape.trunk.kv_bytes,
         cache=max(asking, solving),
+        reading=_workspace(shape, ADAPTER_SETS * images * work.image),
         activations=activations,
         drawing=0,
     )
+
+
+def _workspace(shape: ModelShape, tokens: int) -> int:
+    """Of a pass without gradients over ``tokens`` positions: what one layer would save for a backward pass."""
+    return shape.trunk.saved_bytes(tokens, tokens) // shape.trunk.layers
 
 
 def _text_activations(shape: ModelShape, config: RunConfig, images: int, prefix: int, rows: int, own: int) -> int:
@@ -175,10 +180,11 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
         **_standing(shape, config),
         prefixes=(2 * images * work.image + candidates * work.drawn) * shape.trunk.kv_bytes,
         cache=max(
-            cache_bytes(shape, images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
-            cache_bytes(shape, images, images * asked, images * asked, work.image, work.framed, answer),
-            cache_bytes(shape, candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
+            cache_bytes(shape, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
+            cache_bytes(shape, images * asked, images * asked, work.image, work.framed, answer),
+            cache_bytes(shape, judged, judged, work.drawn, prompt, max(answer, caption)),
         ),
+        reading=_workspace(shape, max(2 * images * work.image, candidates * work.drawn)),
         activations=activations,
         drawing=min(candidates, drawing.batch) * drawing.bytes_per_image + drawing.bytes_once,
     )

@@ -22,8 +22,8 @@ def run_folder_of(out: Path, arm: str, seed: int) -> Path:
 
 
 def has_runs(out: Path) -> bool:
-    """Whether the study's folder holds runs, finished or not."""
-    return (out / "runs").is_dir()
+    """Whether the study's folder holds a finished run."""
+    return any(is_finished(run) for run in (out / "runs").glob("*"))
 
 
 def is_finished(run: Path) -> bool:

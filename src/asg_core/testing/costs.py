@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.config import RunConfig
+from asg_core.counting import Phase
 from asg_core.roles import Role
 from asg_core.testing.conformance.subject import picture
 from asg_core.testing.counting import CountedStep, excess, generation, understanding
@@ -67,6 +68,14 @@ class BackboneCosts:
         step = self.understood()
         assert excess(step, language=self.language, vision=self.vision) == []
         assert step.costs.backwards == step.costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
+
+    def test_each_picture_is_seen_once(self) -> None:
+        """Those a step starts from and those that it draws. A tower that packs pictures into one row shows only that it
+        runs once for each of the two."""
+        shown = len(self.images)
+        phases: tuple[Phase, ...] = ("prefill", "ask", "solve", "score", "update")
+        assert self.understood().costs.network(self.vision, *phases).rows <= shown
+        assert self.drawn().costs.network(self.vision, *phases).rows <= shown * (1 + self.candidates)
 
     def test_an_image_is_prefilled_five_times_in_three_passes(self) -> None:
         """Proposer, Solver and base side by side, then each role alone for its gradient, where an image of which it

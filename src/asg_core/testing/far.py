@@ -8,6 +8,7 @@ What kernels a GPU has, how it rounds and how fast it is, this does not show.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -153,23 +154,28 @@ class _Everywhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _compute(op, args, kwargs or {})
 
 
-class _Module(backend_registration._DummyBackendModule):
-    """``torch.far``."""
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        """Asked for by checkpointing."""
-        return [torch.bfloat16, torch.float16]
+def obstacle() -> str | None:
+    """Why there can be no far device in a process that is forked off this one; None if there can."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return "torch never forgets a device, so it needs a process of its own, and this system cannot fork"
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        return f"torch {torch.__version__} takes no device that is written in Python"
+    if torch.accelerator.is_available():
+        return f"this machine has a device of its own, {torch.accelerator.current_accelerator()}: run it there"
+    return None
 
 
 @contextmanager
 def far_device() -> Iterator[str]:
     """Inside, the device that is yielded exists. It stays known to torch until the process ends: use one of its own.
 
-    Raises:
-        RuntimeError: this process has another backend in torch's place for those that are not built in.
+    Not where there is an :func:`obstacle`.
     """
     if torch._C._get_privateuse1_backend_name() != NAME:
-        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+        module = backend_registration._DummyBackendModule()
+        # asked for by gradient checkpointing
+        module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
+        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=module)
 
     def afterwards(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # torch fills a new tensor on its device where no dispatch mode sees it

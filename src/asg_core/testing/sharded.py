@@ -87,7 +87,8 @@ def _results(backbone: Backbone) -> dict[str, Tensor]:
     requests = [TextRequest(f"what is thing {i}?", image, i) for i in range(3)]
     with torch.no_grad():
         asked = backbone.ask(requests, TextSampling(8))
-        solved = backbone.solve(requests, TextSampling(6))
+        backbone.prefill([image], [Role.SOLVER, None])
+        solved = backbone.solve(requests, [TextSampling(6), TextSampling(6, 0.0), TextSampling(3)])
         results = {"token ids": torch.tensor([t for s in (*asked, *solved) for t in s.token_ids])}
     scores = backbone.token_logits(solved, Role.SOLVER, base=True)
     results["log-probs"] = torch.cat([s.logprobs for s in scores]).detach()

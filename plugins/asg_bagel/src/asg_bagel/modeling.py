@@ -173,7 +173,7 @@ class Decoder(nn.Module):
             x = (
                 layer(*inputs)
                 if recompute is None
-                else checkpoint(layer, *inputs, use_reentrant=False, context_fn=recompute)
+                else checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=recompute)
             )
         return route(x, split, self.get_submodule("norm"), self.get_submodule(f"norm{SUFFIX}"))
 

@@ -47,13 +47,13 @@ def stored_rows(suite: Suite, out: Path) -> Measured | None:
         asked = from_table(Asked, raw["asked"])
         referenced = from_table(Referenced, raw["referenced"])
         drawn = from_table(Drawn, raw["drawn"])
-    except (ValueError, KeyError, TypeError) as error:
+        steps = {str(arm): int(count) for arm, count in raw["steps"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unreadable(file, error) from error
     arms = [model for model in _models(solved) if model != BASE]
     if not arms:
         return None
     require_same(suite, arms, {row.seed for row in solved}, file)
-    steps = {arm: suite.run_config(arm, suite.seeds[0]).steps for arm in arms}
     return Measured(suite, solved, asked, referenced, drawn, steps)
 
 
@@ -76,6 +76,7 @@ def write_signals(measured: Measured, out: Path) -> Path:
         "asked": as_table(Asked, measured.asked),
         "referenced": as_table(Referenced, measured.referenced),
         "drawn": as_table(Drawn, measured.drawn),
+        "steps": measured.steps,
     }
     write_atomically(out / "signals_rows.json", json.dumps(raw, allow_nan=False) + "\n")
     write_atomically(out / "signals.md", markdown(answers, trainings))

@@ -21,7 +21,9 @@ from asg_core.testing.conformance.subject import (
     same_text,
     wake,
 )
-from asg_core.testing.far import far_device
+from asg_core.testing.far import far_device, obstacle
+
+_PATIENCE_SECONDS = 600
 
 
 @check(
@@ -33,17 +35,18 @@ from asg_core.testing.far import far_device
 def _one(subject: Subject) -> None:
     if subject.backbone.device.type != "cpu":
         raise NotApplicable(f"the backbone is on {subject.backbone.device} already")
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise NotApplicable("it needs a process to itself, and this system cannot fork")
+    if why := obstacle():
+        raise NotApplicable(why)
     here, there = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_report, args=(subject, there))
     child.start()
     there.close()
     try:
-        problem = here.recv()
+        problem = here.recv() if here.poll(_PATIENCE_SECONDS) else f"no answer in {_PATIENCE_SECONDS} seconds"
     except EOFError:
         problem = "the process that tried it died"
     finally:
+        child.kill()
         child.join()
     expect(not problem, problem)
 
