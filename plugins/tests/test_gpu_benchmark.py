@@ -18,7 +18,7 @@ SECTIONS = {
     "replay": 2,
     "prefill": 1,
     "decode": 3,
-    "decode, compiled": 5,
+    "decode, compiled": 3,
     "image": 2,
     "understanding step": 1,
     "generation step": 1,
