@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,37 +16,26 @@ from asg_core import Trainer
 from asg_core.config import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.roles import Role
-from asg_core.testing.far import far_device, obstacle
+from asg_core.testing.far import apart, far_device, obstacle
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
 
-@pytest.fixture
-def apart() -> Callable[[Callable[[], None]], None]:
-    """Runs a function in a process of its own, where the far device may become known; fails as it fails."""
+def passes_apart(test: Callable[[], None]) -> None:
+    """Fails as ``test`` fails, in a process where the far device may become known."""
 
-    def work(test: Callable[[], None], connection: Connection) -> None:
-        torch.set_num_threads(1)
+    def outcome() -> str:
         try:
             test()
-        except BaseException:
-            connection.send(traceback.format_exc())
-            raise
-        connection.send("")
+        except BaseException:  # noqa: BLE001 - pytest's own failures are no Exceptions
+            return traceback.format_exc()
+        return ""
 
-    def run(test: Callable[[], None]) -> None:
-        here, there = multiprocessing.Pipe(duplex=False)
-        child = multiprocessing.get_context("fork").Process(target=work, args=(test, there))
-        child.start()
-        there.close()
-        problem = here.recv()
-        child.join()
-        assert not problem, problem
-
-    return run
+    problem = apart(outcome)
+    assert not problem, problem
 
 
-def test_what_a_gpu_refuses_is_refused(apart: Callable[[Callable[[], None]], None]) -> None:
+def test_what_a_gpu_refuses_is_refused() -> None:
     def test() -> None:
         with far_device() as device:
             far, near, order = torch.ones(3, device=device), torch.ones(3), torch.tensor([2, 0], device=device)
@@ -71,10 +59,10 @@ def test_what_a_gpu_refuses_is_refused(apart: Callable[[Callable[[], None]], Non
                 with pytest.raises((RuntimeError, TypeError)):
                     call()
 
-    apart(test)
+    passes_apart(test)
 
 
-def test_what_a_gpu_allows_is_allowed(apart: Callable[[Callable[[], None]], None]) -> None:
+def test_what_a_gpu_allows_is_allowed() -> None:
     def test() -> None:
         with far_device() as device:
             far, order = torch.arange(3.0, device=device), torch.tensor([2, 0])
@@ -97,10 +85,10 @@ def test_what_a_gpu_allows_is_allowed(apart: Callable[[Callable[[], None]], None
             with torch.device(device):
                 assert nn.Linear(2, 2).weight.device == far.device
 
-    apart(test)
+    passes_apart(test)
 
 
-def test_gradients_and_values_are_those_of_the_cpu(apart: Callable[[Callable[[], None]], None]) -> None:
+def test_gradients_and_values_are_those_of_the_cpu() -> None:
     def test() -> None:
         torch.manual_seed(0)
         near = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
@@ -126,12 +114,10 @@ def test_gradients_and_values_are_those_of_the_cpu(apart: Callable[[Callable[[],
         assert there == pytest.approx(step(near, inputs), rel=1e-6)
         assert there[2] < there[0]
 
-    apart(test)
+    passes_apart(test)
 
 
-def test_a_run_on_another_device_is_the_run_on_the_cpu(
-    apart: Callable[[Callable[[], None]], None], scenes: Path, config: RunConfig, tmp_path: Path
-) -> None:
+def test_a_run_on_another_device_is_the_run_on_the_cpu(scenes: Path, config: RunConfig, tmp_path: Path) -> None:
     """Both kinds of steps with their updates, checkpoints, and a run resumed from one: no tensor is left behind."""
 
     def test() -> None:
@@ -163,10 +149,15 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(
             apart_by = max(float((a.cpu() - b).abs().max()) for a, b in pairs)
             assert apart_by < 0.05 * 1e-3, role  # a twentieth of an optimiser step, which is the learning rate
 
-    apart(test)
+    passes_apart(test)
 
 
 def test_a_device_that_torch_knows_and_nobody_has_is_refused() -> None:
     for name in ("xpu", "cuda:7", "meta"):
         with pytest.raises(ConfigError, match="does not exist here"):
             Trainer(RunConfig(device=name)).run()
+
+
+def test_a_process_that_dies_is_a_failure_and_not_silence() -> None:
+    assert apart(lambda: "said") == "said"
+    assert apart(lambda: os._exit(1)) == "the process that tried it died"  # type: ignore[arg-type, return-value]

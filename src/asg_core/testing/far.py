@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "far"
+_PATIENCE_SECONDS = 600
 _DATA: Any = Tensor.data
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
@@ -163,6 +165,30 @@ def obstacle() -> str | None:
     if torch.accelerator.is_available():
         return f"this machine has a device of its own, {torch.accelerator.current_accelerator()}: run it there"
     return None
+
+
+def apart(work: Callable[[], str]) -> str:
+    """What ``work`` says in a process forked off this one, where the far device may become known.
+
+    If it says nothing, because it raised or died or took ten minutes, that is said instead.
+    """
+
+    def answer(connection: Connection) -> None:
+        torch.set_num_threads(1)  # a forked process has none of its parent's
+        connection.send(work())
+
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=answer, args=(there,))
+    child.start()
+    there.close()
+    try:
+        said: str = here.recv() if here.poll(_PATIENCE_SECONDS) else f"no answer in {_PATIENCE_SECONDS} seconds"
+    except EOFError:
+        said = "the process that tried it died"
+    finally:
+        child.kill()
+        child.join()
+    return said
 
 
 @contextmanager

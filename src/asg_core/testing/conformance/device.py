@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -21,9 +19,7 @@ from asg_core.testing.conformance.subject import (
     same_text,
     wake,
 )
-from asg_core.testing.far import far_device, obstacle
-
-_PATIENCE_SECONDS = 600
+from asg_core.testing.far import apart, far_device, obstacle
 
 
 @check(
@@ -37,33 +33,20 @@ def _one(subject: Subject) -> None:
         raise NotApplicable(f"the backbone is on {subject.backbone.device} already")
     if why := obstacle():
         raise NotApplicable(why)
-    here, there = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_report, args=(subject, there))
-    child.start()
-    there.close()
-    try:
-        problem = here.recv() if here.poll(_PATIENCE_SECONDS) else f"no answer in {_PATIENCE_SECONDS} seconds"
-    except EOFError:
-        problem = "the process that tried it died"
-    finally:
-        child.kill()
-        child.join()
+    problem = apart(lambda: _problem(subject))
     expect(not problem, problem)
 
 
-def _report(subject: Subject, connection: Connection) -> None:
-    """Send what is wrong, "" for nothing. A process of its own, because torch never forgets a device."""
-    torch.set_num_threads(1)  # a forked process has none of its parent's
-    problem = ""
+def _problem(subject: Subject) -> str:
+    """What is wrong, "" for nothing."""
     try:
         with far_device() as device:
             _exercise(subject, subject.factory(device=device), torch.device(device))
     except Violation as violation:
-        problem = str(violation)
+        return str(violation)
     except Exception as error:  # noqa: BLE001 - the code under test may raise anything
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}, at {origin(error)}"
-    connection.send(problem)
-    connection.close()
+        return f"{type(error).__name__}: {' '.join(str(error).split())}, at {origin(error)}"
+    return ""
 
 
 def _exercise(subject: Subject, backbone: Backbone, device: torch.device) -> None:
