@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from gpu_models import Scale, build, pictures
-from gpu_report import Row, check
+from gpu_rows import Row, check
 from scripted import endless
 
 from asg_core.prompts import QUESTION_PROMPT
@@ -14,7 +16,7 @@ SLICE_TOLERANCE = 0.05
 """Largest relative error ||bf16 - fp32|| / ||fp32|| of a slice; bfloat16 has 8 significant bits (0.4 %)."""
 
 
-def precision(name: str, tiny: bool, device: str, dtype: str) -> list[Row]:
+def precision(name: str, tiny: bool, device: str, dtype: str) -> Iterator[Row]:
     """A slice of the model (two layers of everything at full width) in ``dtype`` against float32, same weights.
 
     Weights of the float32 model are the rounded ones, so that only the arithmetic differs.
@@ -39,7 +41,8 @@ def precision(name: str, tiny: bool, device: str, dtype: str) -> list[Row]:
         }.items():
             found.setdefault(key, []).append(value.float())
     what = "at the fixture's size" if tiny else "two layers at full width"
-    return [check("precision", key, _relative(*pair), SLICE_TOLERANCE, "relative", what) for key, pair in found.items()]
+    for key, pair in found.items():
+        yield check("precision", key, _relative(*pair), SLICE_TOLERANCE, "relative", what)
 
 
 def _gradient(backbone: Backbone, role: Role, loss: torch.Tensor) -> torch.Tensor:

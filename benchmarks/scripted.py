@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from asg_core.causal_backbone import CausalBackbone
-from asg_core.prompts import CAPTION_PROMPT, SPEC_PROMPT
+from asg_core.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings, one_each
 from asg_core.wrapped import WrappedBackbone
 
@@ -26,13 +28,23 @@ AGREEING = (4, 5, 6)
 """Answers that agree, by question: three different votes, so that the Proposer has something to learn."""
 
 
+TOP_LOGIT = 28.0
+"""Mean largest logit of a confident model, as trained ones have; that of random weights is near 5."""
+
+
 class EndlessText:
-    """A text model that no token stops, so that every completion has the full length."""
+    """A text model that no token stops, so that every completion has the full length; its logits are scaled."""
 
     stop_token_ids: frozenset[int] = frozenset()
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self.gain = 1.0
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """See CausalModel."""
+        logits: Tensor = self._inner.head(hidden)
+        return logits * self.gain
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -43,6 +55,18 @@ def endless(backbone: Backbone) -> None:
     if not isinstance(backbone, CausalBackbone):
         raise TypeError(f"{type(backbone).__name__} is no CausalBackbone")
     backbone.text = EndlessText(backbone.text)
+
+
+def confident(backbone: CausalBackbone, image: Image) -> None:
+    """Scale the logits of an :func:`endless` backbone so that the largest is near 28, measured on ``image``.
+
+    Rounding of hidden states moves log-probs in proportion, so what random weights replay well proves little.
+    """
+    samples = backbone.solve([TextRequest(QUESTION_PROMPT, image, seed) for seed in range(2)], TextSampling(4))
+    with torch.no_grad():
+        scores = backbone.token_logits(samples, Role.SOLVER, logits=True)
+    top = torch.cat([score.logits for score in scores if score.logits is not None]).amax(-1).mean()
+    backbone.text.gain = TOP_LOGIT / float(top)  # type: ignore[attr-defined]
 
 
 class Scripted(WrappedBackbone):

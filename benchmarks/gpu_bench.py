@@ -1,0 +1,78 @@
+"""One model under measurement: its sizes, what its device can do, and how long its sections took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from gpu_models import Built, pictures
+from scripted import confident, endless
+
+from asg_core.causal_backbone import CausalBackbone
+from asg_core.planning import Accelerator as Rates
+
+SHARE = 0.85
+"""Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A workload: new tokens of each kind of completion, all of which are always produced, and an image's side."""
+
+    ask: int
+    spec: int
+    solve: int
+    caption: int
+    side: int
+
+
+@dataclass
+class Bench:
+    """One model; ``took`` remembers seconds of measurements, to predict others.
+
+    Attributes:
+        rates: of the device; None if they are not known.
+        others: bytes of the device that other models hold.
+        many: images of the large steps.
+    """
+
+    name: str
+    built: Built
+    device: torch.device
+    rates: Rates | None
+    tiny: bool
+    others: int = 0
+    took: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.built.backbone, CausalBackbone):
+            raise TypeError(f"{type(self.built.backbone).__name__} is no CausalBackbone")
+        self.backbone: CausalBackbone = self.built.backbone
+        self.many = 2 if self.tiny else 8
+        side = self.built.side
+        self.short = Lengths(6, 6, 3, 4, side) if self.tiny else Lengths(32, 64, 16, 32, side)
+        # the workload of the bars: 1,024 image tokens, 250 decoding passes
+        self.long = Lengths(8, 8, 5, 6, side) if self.tiny else Lengths(125, 125, 125, 125, self._side_of(1024))
+        endless(self.backbone)
+        confident(self.backbone, pictures(1, self.built.side)[0])
+
+    def _side_of(self, tokens: int) -> int:
+        """The side of the square image whose prefix is nearest to ``tokens`` positions."""
+        see = self.built.shape.see
+        return min(range(224, 1345, 28), key=lambda side: abs(see(side, side).tokens - tokens))
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of the device that this model may have; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.get_device_properties(self.device).total_memory - self.others
+
+    def times(self, factor: float, other: str) -> Callable[[], float]:
+        """Seconds of something that takes about ``factor`` times as long as ``other`` did."""
+        return lambda: factor * self.took.get(other, 0.0)
+
+    def ms(self, flops: float, read: float) -> float | None:
+        """Least milliseconds of one pass."""
+        return 1e3 * self.rates.roofline(flops, read) if self.rates else None
