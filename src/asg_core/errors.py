@@ -93,6 +93,11 @@ class ProcessError(AsgError):
     exit_code = 8
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is most likely a misspelling of, itself if it is known; None if none is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest known name, or lists all of them when none is near.
 
@@ -100,7 +105,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "Did you mean 'tiny'?"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean {near[0]!r}?"
+    if near := nearest(name, names):
+        return f"Did you mean {near!r}?"
     return f"Known: {', '.join(names)}." if names else "None is known."

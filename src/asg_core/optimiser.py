@@ -151,6 +151,11 @@ class RoleOptimiser:
         self._adam.step()
         return StepResult(loss, norm, applied=True, sums=sums)
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the weights ever moved, before a resume too."""
+        return bool(self._adam.state)
+
     def _state_is_finite(self) -> bool:
         """One number decides, so that one transfer does: the sum of all moments, none of which comes near overflow."""
         moments = [m for state in self._adam.state.values() for key, m in state.items() if key != "step"]

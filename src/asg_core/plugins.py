@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pluggy
 
 from asg_core import hookspecs
-from asg_core.errors import AsgError, CapabilityError, ConfigError, PluginError, WeightsError, did_you_mean
+from asg_core.errors import AsgError, CapabilityError, ConfigError, PluginError, WeightsError
+from asg_core.known_plugins import how_to_get
 from asg_core.manifest import PLUGIN_API, BackboneManifest, LoadRequest, LoraSettings
 from asg_core.validation import validate
 
@@ -72,7 +73,8 @@ def find_manifest(name: str) -> BackboneManifest:
     """The manifest of an installed backbone.
 
     Raises:
-        PluginError: no usable plugin provides it; says which plugin was meant to and what is wrong with it.
+        PluginError: no usable plugin provides it; says which plugin was meant to and what is wrong with it, or how to
+            install it.
     """
     records = list_plugins()
     known = {manifest.name: manifest for record in records for manifest in record.backbones}
@@ -87,7 +89,7 @@ def find_manifest(name: str) -> BackboneManifest:
     raise PluginError(
         f"backbone {name!r} is not installed",
         "no usable plugin provides it" + "".join(f"; {line}" for line in unusable),
-        f"{did_you_mean(name, known)} asg plugins lists what is installed.",
+        how_to_get(name, known),
     )
 
 

@@ -133,6 +133,10 @@ class TrainingDisplay:
         for key, title in (("h_sc", "H_sc"), ("ste_raw", "STE"), ("s_fid", "S_fid"), ("s_cyc", "S_cyc")):
             if key in numbers:
                 parts.append(f"{title} {numbers[key]:.3f}")
+        if numbers.get("questions", 0) > 0 and numbers.get("gate_failures") == numbers["questions"]:
+            parts.append("no completion is a question")
+        if numbers.get("skipped", 0) > 0 and numbers.get("specs") == 0:
+            parts.append("no image got a usable spec")
         if numbers.get("nonfinite"):
             parts.append(f"{numbers['nonfinite']:.0f} non-finite dropped")
         if "seconds" in numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,8 @@ from asg_core.plugins import resolve
 from asg_core.recovery import memory_problems
 from asg_core.report import render_report
 from asg_core.roles import Role
-from asg_core.run_folder import write_json
+from asg_core.run_folder import read_json_lines, write_json
+from asg_core.schedule import kinds
 
 if TYPE_CHECKING:
     from asg_core.trainer import Trainer
@@ -37,6 +39,7 @@ class RunSummary:
         interrupted: whether it ended before its last step.
         rows: before/after comparison rows, or None without evaluation.
         report: path of report.html.
+        never_updated: roles that the run was to train and whose adapters are as they were made, without effect.
     """
 
     out: Path
@@ -45,6 +48,7 @@ class RunSummary:
     interrupted: bool
     rows: list[dict[str, Any]] | None
     report: Path
+    never_updated: tuple[Role, ...]
 
 
 def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
@@ -74,9 +78,10 @@ def finish_run(
     trainer: Trainer, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
 ) -> RunSummary:
     """Save the adapters, write summary.json and report.html, all by the first process."""
-    folder = trainer.folder
+    folder, idle = trainer.folder, _never_updated(trainer)
+    done = (folder.path, trainer.step, trainer.seconds, interrupted)
     if not trainer.processes.is_main:
-        return RunSummary(folder.path, trainer.step, trainer.seconds, interrupted, None, folder.path / "report.html")
+        return RunSummary(*done, None, folder.path / "report.html", idle)
     for role in Role:
         trainer.backbone.save_role(role, folder.adapters / role.value)
     rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
@@ -88,6 +93,7 @@ def finish_run(
             "seconds": round(trainer.seconds, 3),
             "interrupted": interrupted,
             "processes": trainer.processes.count,
+            "never_updated": [role.value for role in idle],
             "peak_memory_bytes": _peak_memory(trainer.backbone.device),
             "asg_core": version("asg-core"),
             **{name: version(name) for name in ("torch", "transformers", "peft")},
@@ -95,7 +101,31 @@ def finish_run(
         },
     )
     write_card(folder, trainer.manifest, trainer.config, len(trainer.pool))
-    return RunSummary(folder.path, trainer.step, trainer.seconds, interrupted, rows, render_report(folder.path))
+    if idle and not interrupted:
+        trainer.display.message(_why_idle(idle, read_json_lines(folder.metrics)))
+    return RunSummary(*done, rows, render_report(folder.path), idle)
+
+
+def _never_updated(trainer: Trainer) -> tuple[Role, ...]:
+    planned = kinds(trainer.config.steps, trainer.config.schedule)
+    return tuple(
+        role
+        for role, optimiser in trainer.optimisers.items()
+        if ("generation" if role is Role.GENERATOR else "understanding") in planned
+        and optimiser.lr > 0
+        and not optimiser.has_stepped
+    )
+
+
+def _why_idle(idle: Sequence[Role], records: Sequence[Mapping[str, Any]]) -> str:
+    """What the steps had to learn from, as one line for a person."""
+    failed, questions, skipped, specs = (
+        sum(record.get(key) or 0 for record in records) for key in ("gate_failures", "questions", "skipped", "specs")
+    )
+    return (
+        f"never updated: {', '.join(role.value for role in idle)}; {failed} of {questions} completions were no question, "
+        f"{skipped} of {skipped + specs} images got no usable spec"
+    )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -106,4 +106,7 @@ def _status(data: RunData) -> tuple[str, str]:
     done, planned = number(data.summary.get("steps_done")), number(data.config.get("steps"))
     if done is not None and planned is not None and done < planned:
         return "warn", "fewer steps than planned"
+    idle = data.summary.get("never_updated")
+    if isinstance(idle, list) and idle:
+        return "warn", f"finished; never updated: {', '.join(map(str, idle))}"
     return "good", "finished"
