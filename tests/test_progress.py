@@ -53,6 +53,15 @@ def test_one_line_per_step_with_its_rewards() -> None:
     assert "proposer" not in second, "a line holds its own step's values only"
 
 
+def test_a_step_with_nothing_to_learn_from_says_so() -> None:
+    asked = UNDERSTANDING | {"questions": 6, "gate_failures": 5}
+    drawn = GENERATION | {"specs": 1, "skipped": 1}
+    usual, none, some, undrawn = lines(9, asked, asked | {"gate_failures": 6}, drawn, drawn | {"specs": 0})
+    assert "no completion is a question" in none
+    assert "no image got a usable spec" in undrawn
+    assert not any("no completion" in line or "no image" in line for line in (usual, some))
+
+
 def test_time_left_is_the_mean_of_recent_steps_times_what_is_left() -> None:
     shown = lines(100, *({"step": s, "seconds": 100.0 if s < 30 else 2.0} for s in range(1, 61)))
     assert shown[0].endswith("left 2:45:00"), "99 steps of 100 s"

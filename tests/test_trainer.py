@@ -99,6 +99,30 @@ def test_all_three_roles_learn_in_one_cycle(start: Callable[..., RunConfig]) -> 
         assert any("lora_B" in name and bool((w != 0).any()) for name, w in weights.items())
 
 
+def test_roles_that_no_step_updated_are_named_with_what_there_was_to_learn_from(
+    start: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    nothing_parses = {"ask": {"max_new_tokens": 1, "spec_max_new_tokens": 1}}
+    silent = Trainer(start("silent", **nothing_parses)).run()
+    assert silent.never_updated == tuple(Role)
+    said = "never updated: proposer, solver, generator; 36 of 36 completions were no question, 6 of 6 images got no"
+    assert said in capfd.readouterr().err
+    assert "never updated: proposer, solver, generator" in silent.report.read_text(encoding="utf-8")
+    card = (silent.out / "adapters" / "README.md").read_text(encoding="utf-8")
+    assert "**Never updated: proposer, solver, generator.**" in card
+
+
+def test_only_roles_that_were_to_learn_count_as_never_updated(
+    start: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    frozen = {"optimiser": {"lr_proposer": 1e-3, "lr_solver": 0.0, "lr_generator": 1e-3}}
+    learned = Trainer(start("learned", schedule={"mode": "understanding"}, **frozen, steps=2)).run()
+    resumed = Trainer.resume(learned.out, steps=2).run()
+    assert learned.never_updated == resumed.never_updated == ()
+    assert json.loads((learned.out / "summary.json").read_text())["never_updated"] == []
+    assert "never updated" not in capfd.readouterr().err + learned.report.read_text(encoding="utf-8")
+
+
 def test_the_same_configuration_gives_the_same_run(start: Callable[..., RunConfig]) -> None:
     a, b = Trainer(start("a")).run().out, Trainer(start("b")).run().out
     assert metrics(a) == metrics(b)

@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument("caption")
     parser.add_argument("--steps", type=int, default=50, help="points of the time grid")
     args = parser.parse_args()
-    bagel = load_backbone("bagel", weights=args.weights, options={"rollout": {"num_timesteps": args.steps}})
+    sampler = {"num_timesteps": args.steps}
+    bagel = load_backbone("bagel", weights=args.weights, device="auto", options={"rollout": sampler})
 
     candidates = bagel.generate([ImageRequest(args.caption, seed) for seed in range(3)], ImageSampling("rollout"))
     questions = [TextRequest(CAPTION_PROMPT, candidate.image, 0) for candidate in candidates]

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640, help="pixels, a multiple of 32")
     args = parser.parse_args()
     sampler = {"decoder_steps": 25, "decoder_guidance": 2.0, "height": args.size, "width": args.size}
-    backbone = load_backbone("blip3o", weights=args.weights, options={"rollout": sampler})
+    backbone = load_backbone("blip3o", weights=args.weights, device="auto", options={"rollout": sampler})
 
     candidates = backbone.generate([ImageRequest(args.caption, seed) for seed in range(3)], ImageSampling("rollout"))
     questions = [TextRequest("Describe this image in one short sentence.", c.image, 0) for c in candidates]

@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path())
     args = parser.parse_args()
 
-    backbone = load_backbone("vargpt", weights=args.weights, options={"quality": {"resolution": args.resolution}})
+    sampler = {"resolution": args.resolution}
+    backbone = load_backbone("vargpt", weights=args.weights, device="auto", options={"quality": sampler})
     samples = backbone.generate(
         [ImageRequest(args.prompt, seed) for seed in range(4)], ImageSampling("quality"), role=None
     )

@@ -123,8 +123,8 @@ def _why_idle(idle: Sequence[Role], records: Sequence[Mapping[str, Any]]) -> str
         sum(record.get(key) or 0 for record in records) for key in ("gate_failures", "questions", "skipped", "specs")
     )
     return (
-        f"never updated: {', '.join(role.value for role in idle)}; {failed} of {questions} completions were no question, "
-        f"{skipped} of {skipped + specs} images got no usable spec"
+        f"never updated: {', '.join(role.value for role in idle)}; {failed} of {questions} completions were no "
+        f"question, {skipped} of {skipped + specs} images got no usable spec"
     )
 
 
