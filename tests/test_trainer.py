@@ -105,7 +105,7 @@ def test_roles_that_no_step_updated_are_named_with_what_there_was_to_learn_from(
     nothing_parses = {"ask": {"max_new_tokens": 1, "spec_max_new_tokens": 1}}
     silent = Trainer(start("silent", **nothing_parses)).run()
     assert silent.never_updated == tuple(Role)
-    said = "never updated: proposer, solver, generator; 36 of 36 completions were no question, 6 of 6 images got no"
+    said = "never updated: proposer, solver, generator; 36 of 36 completions were no question; 6 of 6 images got no"
     assert said in capfd.readouterr().err
     assert "never updated: proposer, solver, generator" in silent.report.read_text(encoding="utf-8")
     card = (silent.out / "adapters" / "README.md").read_text(encoding="utf-8")

@@ -108,7 +108,7 @@ def test_the_tiny_example_runs_from_the_repository_alone_and_says_that_nothing_w
     assert end["never_updated"] == ROLES
     *_, last = done.stderr.splitlines()
     assert re.fullmatch(
-        r"never updated: proposer, solver, generator; (\d+) of \1 completions were no question, .*", last
+        r"never updated: proposer, solver, generator; (\d+) of \1 completions were no question; .*", last
     )
     assert {path.name for path in clone.iterdir()} == {"examples", "plugins", "runs"}
 

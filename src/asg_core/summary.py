@@ -122,10 +122,12 @@ def _why_idle(idle: Sequence[Role], records: Sequence[Mapping[str, Any]]) -> str
     failed, questions, skipped, specs = (
         sum(record.get(key) or 0 for record in records) for key in ("gate_failures", "questions", "skipped", "specs")
     )
-    return (
-        f"never updated: {', '.join(role.value for role in idle)}; {failed} of {questions} completions were no "
-        f"question, {skipped} of {skipped + specs} images got no usable spec"
-    )
+    parts = [f"never updated: {', '.join(role.value for role in idle)}"]
+    if questions:
+        parts.append(f"{failed} of {questions} completions were no question")
+    if skipped + specs:
+        parts.append(f"{skipped} of {skipped + specs} images got no usable spec")
+    return "; ".join(parts)
 
 
 def _peak_memory(device: torch.device) -> int:
