@@ -24,8 +24,9 @@ from asg_core.planning import generation_memory, generation_phases, seconds, und
 from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.roles import Backbone, Role, TextSample
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
 
 Kind = Literal["understanding", "generation"]
 Watch = Callable[[str], AbstractContextManager[object]]
