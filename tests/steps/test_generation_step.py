@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,15 +12,36 @@ from accelerate import Accelerator
 from PIL import Image
 
 from asg_core import RunConfig
+from asg_core.errors import TrainingStopped
 from asg_core.images import PoolImage
 from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import leave_one_out, regression_weights
+from asg_core.policy import clipped_policy_terms, leave_one_out, regression_weights
 from asg_core.rewards.generation import CandidateScores, generation_reward
-from asg_core.roles import Backbone, Role
+from asg_core.roles import Backbone, GenerationLoss, Role
 from asg_core.similarity import cycle_score, diversity
 from asg_core.steps.generation import generation_step
 from asg_core.steps.generator_update import update_generator
 from asg_core.steps.records import GenerationItem
+from asg_core.steps.replay import NoiseFloor
+from asg_core.wrapped import WrappedBackbone
+
+
+class Listening(WrappedBackbone):
+    """Remembers the losses of drawings, call by call."""
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__(inner)
+        self.calls: list[GenerationLoss] = []
+
+    def generation_loss(self, samples: Any, noise_seeds: Any) -> GenerationLoss:
+        self.calls.append(self.inner.generation_loss(samples, noise_seeds))
+        return self.calls[-1]
+
+
+def inner(config: RunConfig, steps: int) -> RunConfig:
+    policy = config.policy.model_copy(update={"inner_steps": steps})
+    generate = config.generate.model_copy(update={"penalty_weight": 0.0})
+    return config.model_copy(update={"policy": policy, "generate": generate})
 
 
 def optimiser(backbone: Backbone, lr: float = 1e-3) -> RoleOptimiser:
@@ -164,6 +186,73 @@ def test_a_rewarded_drawing_becomes_more_likely(tiny: Backbone, items: list[Gene
     change = likelihood() - before
     assert change[0] > 0
     assert change[0] > change[1:].max()
+
+
+def test_later_inner_steps_of_image_tokens_are_clipped_against_the_first_pass(
+    tiny: Backbone, items: list[GenerationItem], config: RunConfig
+) -> None:
+    """The loss of the second step by hand; what was stored while sampling, here with rounding, has no part in it."""
+    item = next(i for i in items if i.candidates)
+    for c, signal in zip(item.candidates, (1.0, -0.5, -0.5), strict=True):
+        assert c.sample.token_logprobs is not None
+        noise = torch.tensor([0.3, *[-0.02] * 15])
+        c.sample, c.signal = replace(c.sample, token_logprobs=c.sample.token_logprobs + noise), signal
+    listening, floor = Listening(tiny), NoiseFloor()
+    floor.nats = 1.0
+    report = update_generator(listening, [item], optimiser(tiny, 5e-3), inner(config, 2), 4, floor=floor)
+    first, second = (call.token_logprobs for call in listening.calls)
+    assert first is not None
+    assert second is not None
+    terms = [
+        clipped_policy_terms(new, old, c.signal or 0.0, config.policy.clip).mean()
+        for new, old, c in zip(second.detach(), first.detach(), item.candidates, strict=True)
+    ]
+    assert report.step.loss == pytest.approx(float(torch.stack(terms).mean()), abs=1e-6)
+    ratios = torch.exp(second - first)
+    assert 0.05 < float(((ratios - 1).abs() > config.policy.clip).float().mean()) < 0.95
+    assert report.drift is not None
+    assert report.drift.beyond_clip == pytest.approx(1 / 16)
+
+
+def test_the_floor_of_image_tokens_is_measured_by_one_more_scoring_and_only_once(
+    tiny: Backbone, items: list[GenerationItem], config: RunConfig
+) -> None:
+    listening, floor = Listening(tiny), NoiseFloor()
+    for calls in (3, 3 + 2):
+        update_generator(listening, items, optimiser(tiny, 1e-9), inner(config, 2), 4, floor=floor)
+        assert len(listening.calls) == calls
+    assert floor.nats is not None
+    assert floor.nats < 1e-9
+
+
+@pytest.mark.parametrize("update", ["policy_gradient", "regression"])
+def test_drawings_scored_by_another_policy_stop_the_run_before_anything_moves(
+    update: str, tiny: Backbone, items: list[GenerationItem], config: RunConfig, watch: Callable[[Backbone], Any]
+) -> None:
+    """The adapter moves between drawing and scoring, as if it were off or another role's in one of the two."""
+    config = config.model_copy(update={"generate": config.generate.model_copy(update={"update": update})})
+    assert update_generator(tiny, items, optimiser(tiny, 1e-9), config, 4, floor=NoiseFloor()).drift is not None
+    with torch.no_grad():
+        for weight in tiny.trainable(Role.GENERATOR).values():
+            weight += 0.03
+    drawn = [c.sample for item in items for c in item.candidates]
+    with torch.no_grad():
+        assert float(tiny.generation_loss(drawn, [0] * len(drawn)).penalty.mean()) > 0.05
+    watched = watch(tiny)
+    with pytest.raises(TrainingStopped, match=r"replayed log-probs differ.*generator"):
+        update_generator(tiny, items, optimiser(tiny), config, 4, floor=NoiseFloor())
+    assert watched.moved() == set()
+
+
+def test_regression_takes_one_step_whatever_the_inner_steps(
+    tiny_flow: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    found = generation_step(tiny_flow, images[:3], config, 4)
+    listening = Listening(tiny_flow)
+    report = update_generator(listening, found, optimiser(tiny_flow), inner(config, 3), 4)
+    assert report.step.applied
+    assert len(listening.calls) == 1
+    assert report.drift is None
 
 
 def test_candidates_with_non_finite_scores_are_left_out_and_counted(

@@ -22,7 +22,7 @@ from asg_core.seeds import derive_seed
 from asg_core.steps.control import lessons
 from asg_core.steps.generation import uses_regression
 from asg_core.steps.records import GenerationItem
-from asg_core.steps.replay import COPIES, NoiseFloor, Replay
+from asg_core.steps.replay import NoiseFloor, Replay
 from asg_core.steps.update import UpdateReport, batches_of, mean_of, weighted_mean
 
 
@@ -79,7 +79,7 @@ def update_generator(
         for batch in batches:
             yield lambda batch=batch: _generator_loss(backbone, batch, len(signal), config, step, penalties)  # type: ignore[misc]
         if first:
-            _check_drawings(backbone, [drawing for batch in batches for drawing in batch], replay)
+            _check_drawings(backbone, batches, replay)
 
     result = StepResult()
     for inner in range(1 if uses_regression(backbone, config) else config.policy.inner_steps):
@@ -121,15 +121,16 @@ def _generator_loss(
     return ((torch.stack(terms) * per_prompt).sum() + penalty) / prompts
 
 
-def _check_drawings(backbone: Backbone, drawings: Sequence[_Drawing], replay: Replay) -> None:
-    drawn = [drawing for drawing in drawings if drawing.old is not None]
+def _check_drawings(backbone: Backbone, batches: Sequence[Sequence[_Drawing]], replay: Replay) -> None:
+    drawn = [drawing for batch in batches for drawing in batch if drawing.old is not None]
     if not drawn:
         return
     scored = _scored(drawn)
     stored = torch.cat([d.sample.token_logprobs for d in drawn if d.sample.token_logprobs is not None])
 
     def again() -> tuple[Tensor, Tensor]:
-        scores = backbone.generation_loss([drawn[0].sample] * COPIES, [0] * COPIES).token_logprobs
+        copies = 1 if len(batches[0]) > 1 else 2
+        scores = backbone.generation_loss([drawn[0].sample] * copies, [0] * copies).token_logprobs
         first = _scored(drawn[:1])
         return first, first if scores is None else scores[0, : len(first)]
 

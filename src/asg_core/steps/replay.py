@@ -23,12 +23,8 @@ LEAST_NOISE = {torch.float64: 1e-12, torch.float32: 1e-7, torch.float16: 1e-4, t
 """Mean k3, nats per token, that rounding is granted by dtype of the base, however little of it was measured: kernels
 that round alike in two batches of scores may still round otherwise in the passes that sample."""
 
-MOST_NOISE = 0.01
+MOST_NOISE = 8e-3
 """The same, at most: beyond it, rounding could not be told from a wrong adapter."""
-
-COPIES = 5
-"""How often a sample is in the second batch that the floor is measured with. Shared decoding reads a prompt apart from
-its completions, as sampling does, if this many share it, and in one pass with them if few do."""
 
 
 @dataclass
@@ -44,10 +40,10 @@ class NoiseFloor:
     def limit(self, dtype: torch.dtype, tokens: int) -> float:
         """The largest mean k3 of so many tokens, >= 1, that passes for rounding.
 
-        Three times the floor, and five standard errors: k3 of rounding has a standard deviation of four means.
+        Twice the floor, and five standard errors: k3 of rounding has a standard deviation of about three means.
         """
         noise = min(max(self.nats or 0.0, LEAST_NOISE[dtype]), MOST_NOISE)
-        return noise * (3 + 20 / math.sqrt(tokens))
+        return noise * (2 + 16 / math.sqrt(tokens))
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from asg_core.optimiser import RoleOptimiser, StepResult
 from asg_core.policy import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.roles import Backbone, Role, TextSample
 from asg_core.steps.records import UnderstandingItem
-from asg_core.steps.replay import COPIES, Drift, NoiseFloor, Replay
+from asg_core.steps.replay import Drift, NoiseFloor, Replay
 
 T = TypeVar("T")
 
-_REMEASURED = 4
-"""Samples that the floor of rounding is measured with."""
+_REMEASURED, _COPIES = 2, 5
+"""The batch that the floor of rounding is measured with: so few samples that even a CPU's matrix products round otherwise
+than in a whole batch, each so often that shared decoding reads a prompt apart from its completions, as sampling does."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,8 @@ def _check_text(backbone: Backbone, role: Role, batches: Sequence[Sequence[_Less
 
     def again() -> tuple[Tensor, Tensor]:
         few = batches[0][:_REMEASURED]
-        scores = backbone.token_logits([lesson.sample for lesson in few for _ in range(COPIES)], role)
-        return _joined(few), torch.cat([score.logprobs for score in scores[::COPIES]])
+        scores = backbone.token_logits([lesson.sample for lesson in few for _ in range(_COPIES)], role)
+        return _joined(few), torch.cat([score.logprobs for score in scores[::_COPIES]])
 
     replay.check(scored, tensor_on(scored.device, stored, scored.dtype), again, role, backbone.dtype)
 
