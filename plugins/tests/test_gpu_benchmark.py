@@ -15,7 +15,7 @@ PLUGINS = pytest.mark.parametrize("plugin", ["bagel", "blip3o", "vargpt"])
 SECTIONS = {
     "precision": 4,
     "build": 1,
-    "replay": 4,
+    "replay": 5,
     "prefill": 1,
     "decode": 3,
     "image": 2,

@@ -92,15 +92,18 @@ class Generate(Section):
 
 
 class Policy(Section):
-    """Updates of the text roles (METHOD, Policy update)."""
+    """Updates of the text roles (METHOD, Policy update); ``clip`` and ``inner_steps`` also hold for image tokens."""
 
     solver_advantage: Literal["leave_one_out", "z_score", "ema"] = Field(
         "leave_one_out", description="of the N answers to one question; ema is the paper's baseline, momentum 0.6"
     )
     clip: float = Field(
-        0.2, gt=0, lt=1, description="the ratio to the sampling policy is clipped to [1 - clip, 1 + clip]"
+        0.2,
+        gt=0,
+        lt=1,
+        description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]",
     )
-    inner_steps: int = Field(1, ge=1, description="optimiser steps on one set of samples")
+    inner_steps: int = Field(1, ge=1, description="optimiser steps on one set of samples; regression takes one")
     kl: Literal["exact", "k3"] = Field(
         "exact", description="KL to the base policy: over the vocabulary, or the k3 estimator"
     )

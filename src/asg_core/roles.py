@@ -159,8 +159,8 @@ class ImageSample:
         image: RGB.
         trajectory: backbone-private CPU tensors (final latent, codes, bits per scale); round-trips through safetensors.
         token_logprobs: (L,) nats of the sampled image tokens under the policy that ``generation_loss`` re-evaluates,
-            CPU float32; None for flow and diffusion. That policy is without guidance, also where guidance drew the
-            tokens: the two are one only with guidance off, and only then is a ratio of them an importance weight.
+            CPU float32; None for flow and diffusion. They check that drawing and scoring agree. That policy is without
+            guidance, also where guidance drew the tokens: only with guidance off did it sample them.
     """
 
     request: ImageRequest

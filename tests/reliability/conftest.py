@@ -27,6 +27,7 @@ from asg_core.run_folder import read_json_lines
 
 STATE: dict[str, Any] = {
     "betas": {"proposer": 0.01, "solver": 0.02},
+    "replay_floors": {"proposer": 1e-12, "solver": None, "generator": 0.0},
     "window": [0.5, 0.25],
     "baseline": 0.0,
     "monitor": {"kl-drift": [0.1]},

@@ -162,6 +162,19 @@ def panel_groups(config: RunConfig) -> list[PanelGroup]:
                 ),
             ),
             Panel(
+                "Replay, KL in nats per token",
+                "Log-probs stored while sampling against scored ones: rounding, as no weight has moved in between.",
+                _roles("replay_kl", "proposer", "solver", "generator"),
+                log=True,
+            ),
+            Panel(
+                "Replayed tokens beyond the clip",
+                "Share of tokens whose ratio rounding alone takes out of the trust region. Learning does not see it.",
+                _roles("replay_beyond_clip", "proposer", "solver", "generator"),
+                share=True,
+                only_if_nonzero=True,
+            ),
+            Panel(
                 "Groups without signal",
                 "Share of groups in which all rewards are equal, so that nothing is learned from them.",
                 (

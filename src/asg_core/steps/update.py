@@ -28,8 +28,9 @@ from asg_core.steps.replay import Drift, NoiseFloor, Replay
 T = TypeVar("T")
 
 _REMEASURED, _COPIES = 2, 5
-"""The batch that the floor of rounding is measured with: so few samples that even a CPU's matrix products round otherwise
-than in a whole batch, each so often that shared decoding reads a prompt apart from its completions, as sampling does."""
+"""Samples, and copies of each, in the batch that measures the floor of rounding: so few that even a CPU's matrix
+products round otherwise than in a whole batch, so often that shared decoding reads a prompt apart from its completions,
+as sampling does."""
 
 
 @dataclass(frozen=True)

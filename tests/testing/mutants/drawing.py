@@ -10,6 +10,7 @@ import torch
 from asg_core.manifest import Capabilities
 from asg_core.roles import GenerationLoss, ImageSample, Role
 from asg_core.tiny.backbone import TinyBackbone
+from asg_core.tiny.drawing import code_logits
 from asg_core.tiny.plugin import MANIFEST
 
 from .registry import caught_by
@@ -96,6 +97,21 @@ class UnwarmedTokenLogprobs(TinyBackbone):
     def generation_loss(self, samples, noise_seeds):
         cold = [replace(s, trajectory={**s.trajectory, "temperature": torch.tensor(1.0)}) for s in samples]
         return super().generation_loss(cold, noise_seeds)
+
+
+@caught_by("drawing.token_logprobs")
+class StoresLogprobsOfTheBase(TinyBackbone):
+    """What is stored for drawn tokens was computed with the adapter off."""
+
+    def generate(self, requests, sampling, role=Role.GENERATOR):
+        samples = super().generate(requests, sampling, role)
+        if role is None or not samples:
+            return samples
+        codes = torch.stack([sample.trajectory["codes"] for sample in samples])
+        with torch.no_grad(), self.adapters.use(None):
+            scores = code_logits(self._model, self._prompts(requests), codes) / sampling.temperature
+        logprobs = scores.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+        return [replace(sample, token_logprobs=row) for sample, row in zip(samples, logprobs, strict=True)]
 
 
 @caught_by("drawing.flow_records")

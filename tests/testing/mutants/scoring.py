@@ -42,6 +42,15 @@ class ShiftedLabels(TinyBackbone):
         return [replace(s, logprobs=s.logprobs.roll(1)) for s in super().token_logits(samples, role, **wanted)]
 
 
+@caught_by("scoring.replay")
+class ScoresAsTheOtherRole(TinyBackbone):
+    """Log-probs with a gradient or not, all are of the other text role's adapter."""
+
+    def token_logits(self, samples, role, **wanted):
+        other = {Role.SOLVER: Role.PROPOSER, Role.PROPOSER: Role.SOLVER}
+        return super().token_logits(samples, other.get(role), **wanted)
+
+
 @caught_by("scoring.labels")
 class ShiftedEverywhere(TinyBackbone):
     """Off by one in sampling and scoring alike, so that both agree."""
