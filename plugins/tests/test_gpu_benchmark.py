@@ -22,7 +22,7 @@ SECTIONS = {
     "understanding step": 3,
     "generation step": 3,
     "syncs": 5,
-    "decode captured": 7,
+    "decode captured": 8,
     "long understanding step": 3,
     "long understanding step captured": 3,
     "understanding step x2": 4,
@@ -31,7 +31,7 @@ SECTIONS = {
     "profile": 1,
     "sequential understanding step": 3,
     "sequential generation step": 3,
-    "decode compiled": 5,
+    "decode compiled": 6,
 }
 """Rows of each section."""
 
