@@ -46,7 +46,8 @@ def replay(bench: Bench, section: str = "replay", batch: int = 4) -> Iterator[Ro
     scored, single = (torch.cat([score.logprobs for score in scores]) for scores in (together, alone))
     stored = scored.new_tensor([value for sample in samples for value in sample.logprobs])
     drift = (scored - stored).abs()
-    limit = NoiseFloor().limit(bench.backbone.dtype, len(scored))
+    apart = float(k3(scored, single).mean())
+    limit = NoiseFloor(apart).limit(bench.backbone.dtype, len(scored))
     entropy = statistics.fmean(value for sample in samples for value in sample.entropies)
     note = f"logits scaled to a largest one near 28, entropy {entropy:.2g} nats"
     yield check(
@@ -55,7 +56,9 @@ def replay(bench: Bench, section: str = "replay", batch: int = 4) -> Iterator[Ro
     yield Row(section, "mean log ratio", float(drift.mean()), "nats")
     yield Row(section, "95th percentile", float(drift.quantile(0.95)), "nats")
     yield Row(section, "tokens beyond the clip", float((drift > math.log1p(CLIP)).float().mean()), "share")
-    yield check(section, "batch against singles, KL", float(k3(scored, single).mean()), limit, "nats")
+    yield check(
+        section, "batch against singles, KL", apart, NoiseFloor().limit(bench.backbone.dtype, len(scored)), "nats"
+    )
 
 
 def prefill(bench: Bench) -> Iterator[Row]:

@@ -151,7 +151,9 @@ def take(
 
     def learn(role: Role, groups: Groups) -> UpdateReport:
         beta = AdaptiveKl(policy.beta_start, policy.kl_target)
-        return update_text_role(scripted, role, regroup(groups), optimiser(role), beta, config)
+        return update_text_role(
+            scripted, role, regroup(groups), optimiser(role), beta, config, floor=bench.floors[role]
+        )
 
     if kind == "understanding":
         with watch("sampling"):
@@ -165,7 +167,8 @@ def take(
         with watch("sampling"):
             drawn = generation_step(scripted, images, config, 1)
         with watch("update"):
-            reports = {Role.GENERATOR: update_generator(scripted, drawn, optimiser(Role.GENERATOR), config, 1)}
+            floor, generator = bench.floors[Role.GENERATOR], optimiser(Role.GENERATOR)
+            reports = {Role.GENERATOR: update_generator(scripted, drawn, generator, config, 1, floor=floor)}
     idle = [role.value for role, report in reports.items() if not report.step.applied]
     if idle:
         raise RuntimeError(f"the update of the {' and '.join(idle)} changed nothing: {reports}")
