@@ -47,7 +47,7 @@ def replay(bench: Bench, section: str = "replay", batch: int = 4) -> Iterator[Ro
     stored = scored.new_tensor([value for sample in samples for value in sample.logprobs])
     drift = (scored - stored).abs()
     apart = float(k3(scored, single).mean())
-    limit = NoiseFloor(apart).limit(bench.backbone.dtype, len(scored))
+    limit, least = (floor.limit(bench.backbone.dtype, len(scored)) for floor in (NoiseFloor(apart), NoiseFloor()))
     entropy = statistics.fmean(value for sample in samples for value in sample.entropies)
     note = f"logits scaled to a largest one near 28, entropy {entropy:.2g} nats"
     yield check(
