@@ -107,7 +107,7 @@ class PackedVision:
         """
         tower = self._tower
         device = tower.device
-        order = sorted(range(len(grids)), key=grids.__getitem__)  # equal sizes side by side
+        order = sorted(range(len(grids)), key=lambda i: len(patches[i]))  # equal lengths side by side
         sizes = torch.tensor([(1, *grids[i]) for i in order])
         pixels = moved_to(device, torch.cat([patches[i] for i in order]), tower.dtype)
         merge = int(tower.spatial_merge_size)
