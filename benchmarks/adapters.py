@@ -61,7 +61,7 @@ class Kernels(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one pass through the layer: kernels and bytes forward without grad mode, with it, and backward; bytes saved."""
+    """Of a pass through the layer: kernels and bytes forward without grad mode, with it, and backward; bytes saved."""
 
     forward: tuple[int, int]
     tracked: tuple[int, int]

@@ -263,14 +263,14 @@ def test_a_traced_pass_reads_the_weights_of_the_latest_use():
     with torch.no_grad(), adapters.use(Role.SOLVER):
         layer(x)
     traced = torch.compile(lambda x: layer(x), fullgraph=True, dynamic=False, backend=backend)
-    for step in range(3):
+    earlier: list[Tensor] = []
+    for _ in range(3):
         with torch.no_grad():
             with adapters.use(Role.SOLVER):
                 found = traced(x)
                 assert torch.equal(found, layer(x))
-            if step:
-                assert not torch.equal(found, before)
-            before = found.clone()
+            assert not any(torch.equal(found, other) for other in earlier)
+            earlier.append(found.clone())
             for weight in weights_of(layer):
                 weight.mul_(1.5)
     assert len(programs) == 1

@@ -46,7 +46,7 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
         return result
 
     def add(self, name: str, x: Tensor, result: Tensor) -> Tensor:
-        """``result`` and what adapter ``name`` makes of ``x``. Without grad mode a contiguous ``result`` is overwritten.
+        """``result`` plus adapter ``name`` of ``x``; without gradients a contiguous ``result`` is overwritten.
 
         Args:
             x: (..., in).
@@ -64,7 +64,7 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
         return (result + change).to(result.dtype) if torch.is_grad_enabled() else result.add_(change)
 
     def refresh(self, name: str) -> None:
-        """Bring the shadow of ``name`` up to date, if there is one: for traced passes, which cannot do it themselves."""
+        """Bring the shadow of ``name``, if there is one, up to date, which a traced pass does not do itself."""
         if name in self._shadowed:
             self._has_shadow(name, self.lora_A[name].shadow.dtype)
 
@@ -107,10 +107,10 @@ class _Add(torch.autograd.Function):
         return torch.addmm(flat, _rows(x) @ down_shadow[0].t(), up_shadow[0]).view(result.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the weights to 16 bits and more: what is as thin as the rank is split like the weights are."""
-        x, down, up = ctx.saved_tensors
+        x, down, _ = ctx.saved_tensors
         down_shadow, up_shadow = ctx.shadows
         rows, grads, rank = _rows(x), _rows(grad), down.shape[0]
         low = _thin(rows, down_shadow)
@@ -141,6 +141,6 @@ def _split(value: Tensor, parts: Tensor) -> None:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Float32 product of 16-bit matrices; only CUDA has a kernel for it (and meta tensors, on which it is counted)."""
-    if (left.is_cuda or left.is_meta) and torch.version.hip is None and "dtype" in torch.ops.aten.mm.overloads():
+    if (left.is_cuda or left.is_meta) and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

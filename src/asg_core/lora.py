@@ -1,8 +1,8 @@
 """Three LoRA adapters over one frozen model: switch, name, save, load.
 
-PEFT puts them in place and names them. What is added: switching that touches neither ``requires_grad`` nor layers without
-the role, adapters off that is the base bit for bit, an initialisation that depends on the seed alone, strict loading,
-and arithmetic that does not leave the dtype of the base (:mod:`asg_core.adapted_linear`).
+PEFT puts them in place and names them. What is added: switching that touches neither ``requires_grad`` nor layers
+without the role, adapters off that is the base bit for bit, an initialisation that depends on the seed alone, strict
+loading, and arithmetic in the dtype of the base (:mod:`asg_core.adapted_linear`).
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class RoleAdapters:
                 if isinstance(layer, LoraLayer):
                     self._adopt(name, path, layer, seed)
         self._active: Role | None = None
+        self._seen: dict[Role, tuple[Hashable, ...]] = {}
         self._activate(None)
 
     def _adopt(self, name: str, path: str, layer: LoraLayer, seed: int) -> None:
@@ -172,7 +173,10 @@ class RoleAdapters:
             layer._disable_adapters = role is None or role.value not in layer.lora_A
             if role is not None:
                 layer._active_adapter = [role.value]
+        if role is not None and (version := self.version()) != self._seen.get(role):
+            for layer in self._layers:
                 layer.refresh(role.value)
+            self._seen[role] = version
 
     @property
     def active(self) -> Role | None:
