@@ -1,8 +1,8 @@
 """Three LoRA adapters over one frozen model: switch, name, save, load.
 
-PEFT puts them in place and names them. What is added: switching that touches neither ``requires_grad`` nor layers
-without the role, adapters off that is the base bit for bit, an initialisation that depends on the seed alone, strict
-loading, and arithmetic in the dtype of the base (:mod:`asg_core.adapted_linear`).
+PEFT puts them in place and names them, :mod:`asg_core.adapted_linear` computes them. What is added: switching that
+touches neither ``requires_grad`` nor layers without the role, adapters off that is the base bit for bit, an
+initialisation that depends on the seed alone, and strict loading.
 """
 
 from __future__ import annotations
@@ -121,9 +121,6 @@ class RoleAdapters:
     @contextmanager
     def use_rows(self, roles: Sequence[Role | None]) -> Iterator[None]:
         """Inside the block, row i of every batch runs under ``roles[i]``, None for the base policy. Without gradients.
-
-        PEFT's ``adapter_names`` does the same, but sends index lists to the device in every layer, and rounds what the
-        adapter adds to the dtype of the base before adding it, which :meth:`use` does not.
 
         Args:
             roles: one per row; those of a role best lie together, because each run of equal ones is one product.
