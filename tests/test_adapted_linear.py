@@ -103,7 +103,7 @@ def test_errors_are_those_of_rounding_and_no_larger_than_by_peft(dtype, monkeypa
     rounded = [error(one.to(dtype), one) for one in true]
     errors, before = ([error(a, b) for a, b in zip(found, true, strict=True)] for found in (ours, theirs))
     for mine, peft in zip(errors, before, strict=True):
-        assert mine <= 1.005 * peft  # where roundings differ, not where one is larger
+        assert mine <= 1.01 * peft  # A, B and A x are rounded too, of a share of a twelfth: half a percent on top
     # Rounded are the base's share and the sum; by the input also the gradient that arrives; for the weights only that.
     for mine, one, times in zip(errors, rounded, (2, 3, 1, 1), strict=True):
         assert mine == pytest.approx(times**0.5 * one, rel=0.05)
