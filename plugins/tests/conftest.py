@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def card() -> Iterator[PretendedCuda]:
-    """A device that exists during the test. Skipped where none can be made, except in continuous integration."""
+@pytest.fixture(scope="session")
+def pretended() -> Callable[[], PretendedCuda]:
+    """Makes devices. Skipped where none can be made, except in continuous integration."""
     why = obstacle()
     if why is not None:
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    with PretendedCuda() as device:
+    return PretendedCuda
+
+
+@pytest.fixture
+def card(pretended: Callable[[], PretendedCuda]) -> Iterator[PretendedCuda]:
+    """A device that exists during the test."""
+    with pretended() as device:
         yield device

@@ -58,6 +58,13 @@ class Counts:
         self.bytes += inner.bytes
         self.peak_bytes = max(self.peak_bytes, inner.peak_bytes)
 
+    def subtract(self, less: Counts) -> None:
+        """Leave out what a similar stretch saw too; peaks stay."""
+        for one in fields(self):
+            if isinstance(getattr(self, one.name), Counter):
+                getattr(self, one.name).subtract(getattr(less, one.name))
+        self.bytes -= less.bytes
+
     def as_json(self) -> dict[str, Any]:
         """Plain data, counters largest first."""
         return {

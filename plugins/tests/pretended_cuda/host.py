@@ -38,7 +38,8 @@ def _to_copy(card: PretendedCuda, op: Any, args: tuple[Any, ...], kwargs: dict[s
     if isinstance(source, PretendedTensor):
         card.sync()
         return op(content_of(source), **there)
-    card.sent(waits=not kwargs.get("non_blocking"))
+    if source.numel():
+        card.sent(waits=not kwargs.get("non_blocking"))
     return card.place(op(source.clone(), **there))
 
 
