@@ -21,11 +21,12 @@ def complaints(section: Section) -> list[str]:
     found += [f"the math kernel of attention: {call}" for call in counts.attention if call.startswith("math")]
     found += [f"a backward pass waits at {line}" for line in counts.backward_syncs]
     if section.per is not None:
+        named = {"pass": "passes", "step": "steps", "scale": "scales"}[section.per]
         syncs, blocking = _in_loop(section, counts.syncs), _in_loop(section, counts.blocking)
         if sum(syncs.values()) > SYNCS_PER[section.per] * section.times:
-            found.append(f"{section.times} {section.per}s wait {sum(syncs.values())} times: {syncs}")
+            found.append(f"{section.times} {named} wait {sum(syncs.values())} times: {syncs}")
         if blocking:
-            found.append(f"{section.times} {section.per}s make copies that wait: {blocking}")
+            found.append(f"{section.times} {named} make copies that wait: {blocking}")
     for update, steps in section.updates:
         waits = update.syncs + update.blocking
         if waits.total() > SYNCS_PER_OPTIMISER_STEP * steps:

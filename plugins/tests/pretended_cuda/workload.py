@@ -45,7 +45,7 @@ QUESTION_TOKENS = {
     "blip3o": {"understanding": 28, "generation": 23},
     "vargpt": {"understanding": 26, "generation": 24},
 }
-"""Length of the scripted questions. Plans take it that a question is as long as it may be, so this is the limit here."""
+"""Length of the scripted questions, and so the limit of a question: plans take it that each is as long as it may be."""
 SHARE = 0.85
 """Of the device's memory that a step is planned for."""
 
