@@ -26,8 +26,9 @@ from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.prompts import QUESTION_PROMPT
 from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSample, TextSampling
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.steps.update import proposer_groups, solver_groups, update_text_role
 from pretended_cuda.card import PretendedCuda
 from pretended_cuda.counts import Counts
 
