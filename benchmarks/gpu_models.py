@@ -41,7 +41,8 @@ def build(name: str, scale: Scale, device: str, dtype: str, *, checkpointing: bo
     """A model with seeded random weights, made on ``device``.
 
     Tokenizers are those of the recorded fixtures: a few hundred tokens, so prompts have more tokens than with the
-    released one. "slice" has the released widths and two layers of everything.
+    released one. "slice" has the released widths and two layers of everything; its "quality" is more steps than its
+    "rollout".
     """
     request = LoadRequest(device=device, dtype=dtype, gradient_checkpointing=checkpointing)
     backbone, shape_with = {"bagel": _bagel, "blip3o": _blip3o, "vargpt": _vargpt}[name](scale, request)
@@ -90,7 +91,8 @@ def _bagel(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
             latent_rows=64**2,
             latent_width=64,
         )
-        quality = rollout = Sampler(height=256, width=256, num_timesteps=3)
+        rollout = Sampler(height=256, width=256, num_timesteps=3)
+        quality = rollout.model_copy(update={"num_timesteps": 8})
     else:
         config = read_config(files)
         largest = config.max_image_size
@@ -120,9 +122,10 @@ def _blip3o(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
 
     files = PLUGINS / "asg_blip3o/tests/fixtures/golden/checkpoint"
     short = Sampler(flow_steps=3, decoder_steps=2, height=256, width=256)
+    long = short.model_copy(update={"flow_steps": 8, "decoder_steps": 8})
     options = {
         "full": Blip3oOptions(),
-        "slice": Blip3oOptions(quality=short, rollout=short),
+        "slice": Blip3oOptions(quality=long, rollout=short),
         "tiny": Blip3oOptions(
             quality=Sampler(flow_steps=3, decoder_steps=3, height=64, width=64),
             rollout=Sampler(flow_steps=3, decoder_steps=2, height=32, width=32),

@@ -148,7 +148,7 @@ def images(bench: Bench) -> Iterator[Row]:
         value = once()
         value = once() if value < REPEAT_BELOW else value
         bench.took[f"{profile} image"] = value
-        parts = [bench.ms(s.flops, s.calls * s.parameters * itemsize) for s in drawing.stages]
+        parts = [bench.ms(s.total_flops(1, 1), s.calls * s.parameters * itemsize) for s in drawing.stages]
         bound = sum(part for part in parts if part is not None) / 1e3 if bench.rates else None
         width, height = drawn[0].image.size
         row = Row("image", f"{width}x{height}, {profile}", value, "s", bound=bound)

@@ -23,6 +23,8 @@ SPEC = (
     "Prompt: a red square above a blue circle Q: What colour is the square? A: red "
     "Q: What colour is the circle? A: blue Q: What colour is the background? A: white"
 )
+COLOURS = ("red", "green", "black", "white", "brown", "pink", "grey", "gold")
+"""Of the square, one image after the other: prompts to draw are shared by the candidates of one image only."""
 CAPTION = "a red square above a blue circle"
 AGREEING = (4, 5, 6)
 """Answers that agree, by question: three different votes, so that the Proposer has something to learn."""
@@ -88,7 +90,7 @@ class Scripted(WrappedBackbone):
         """See Backbone."""
         samples = super().ask(requests, sampling, role)
         return [
-            _say(s, SPEC if s.request.prompt == SPEC_PROMPT else f"What colour is shape number {i + 1}?")
+            _say(s, _spec(i) if s.request.prompt == SPEC_PROMPT else f"What colour is shape number {i + 1}?")
             for i, s in enumerate(samples)
         ]
 
@@ -108,6 +110,10 @@ class Scripted(WrappedBackbone):
         question, place = divmod(index, self._framings)
         agreeing = AGREEING[question % len(AGREEING)] * self._framings // 7
         return "red" if place < agreeing else ("blue", "green")[place % 2]
+
+
+def _spec(place: int) -> str:
+    return SPEC.replace("a red square", f"a {COLOURS[place % len(COLOURS)]} square")
 
 
 def _say(sample: TextSample, text: str) -> TextSample:

@@ -133,7 +133,7 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
                 f"draw, {stage.name}",
                 batches * stage.calls,
                 batches * stage.calls * stage.layers,
-                drawn * stage.flops,
+                stage.total_flops(drawn, images),
                 float(batches) * stage.calls * stage.parameters * trunk.itemsize,
             )
             for stage in drawing.stages
@@ -147,9 +147,8 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
         count.prefill("embed", drawn, work.drawn, 0),
     ]
     if config.optimiser.lr_generator:
-        passes = UPDATE_PASSES + config.gradient_checkpointing
+        passes = UPDATE_PASSES + (config.gradient_checkpointing and drawing.loss_recomputed)
+        flops = passes * drawn * drawing.loss_flops + images * drawing.loss_prompt_flops
         read = passes * max(stage.parameters for stage in drawing.stages) * trunk.itemsize
-        phases.append(
-            Phase("update Generator", passes, passes * drawing.loss_layers, passes * drawn * drawing.loss_flops, read)
-        )
+        phases.append(Phase("update Generator", passes, passes * drawing.loss_layers, flops, read))
     return phases

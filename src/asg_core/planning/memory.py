@@ -174,7 +174,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     groups = config.optimiser.groups_per_pass(images)
     learning = groups * config.generate.candidates
     activations = learning * drawing.loss_bytes
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and drawing.loss_recomputed:
         activations = activations // max(drawing.loss_layers, 1) * 2
     return StepMemory(
         **_standing(shape, config),

@@ -101,6 +101,8 @@ class DrawingStage:
         flops: of all of them for one image, guidance rows included.
         parameters: that each call reads.
         layers: blocks per call, a measure of its kernel launches.
+        prompt_flops: for each distinct prompt, whatever the number of its images.
+        once_flops: whatever the number of images and prompts, e.g. a negative that all share.
     """
 
     name: str
@@ -108,6 +110,12 @@ class DrawingStage:
     flops: float
     parameters: int
     layers: int
+    prompt_flops: float = 0.0
+    once_flops: float = 0.0
+
+    def total_flops(self, images: int, prompts: int) -> float:
+        """FLOPs of drawing ``images`` images of ``prompts`` distinct prompts."""
+        return images * self.flops + prompts * self.prompt_flops + self.once_flops
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class Drawing:
         loss_flops: one forward pass of the loss of one candidate.
         loss_bytes: activations saved for the backward pass of one candidate, without checkpointing.
         loss_layers: blocks of one forward pass of the loss.
+        loss_prompt_flops: of reading a distinct prompt for the loss, once and without gradients.
+        loss_recomputed: whether gradient checkpointing covers the loss.
     """
 
     size: tuple[int, int]
@@ -133,6 +143,8 @@ class Drawing:
     loss_flops: float
     loss_bytes: int
     loss_layers: int
+    loss_prompt_flops: float = 0.0
+    loss_recomputed: bool = True
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,14 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawin
     tokens = flow.grid**2
     query = DRAWING_PROMPT + 1 + model.n_query
 
+    reading = trunk.flops(query, query / 2)
+
     def stage1(rows: int) -> float:
         x = torch.empty(rows, *flow.sample_shape, device="meta", dtype=torch.float32)
         context = torch.empty(rows, model.n_query, flow.dims.context, device="meta", dtype=torch.float32)
         return counted_flops(flow, x, torch.zeros(rows, device="meta", dtype=torch.long), context)
 
+    denoised = sampler.flow_steps * stage1(2 if sampler.flow_guidance != 1 else 1)
     rows = 2 if sampler.decoder_guidance != 1 else 1
     shape = decoder.latent_shape(sampler.height, sampler.width)
     features = torch.empty(rows, tokens, flow.dims.channels, device="meta")
@@ -141,14 +144,9 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawin
     return Drawing(
         size=(sampler.width, sampler.height),
         stages=(
-            DrawingStage("queries", 1, trunk.flops(query, query / 2), trunk.parameters, trunk.layers),
-            DrawingStage(
-                "features",
-                sampler.flow_steps,
-                sampler.flow_steps * stage1(2 if sampler.flow_guidance != 1 else 1),
-                dit,
-                flow.dims.layers,
-            ),
+            # the negative of the pixel decoder is one more prompt, drawn once
+            DrawingStage("queries", 1, 0.0, trunk.parameters, trunk.layers, reading, reading),
+            DrawingStage("features", sampler.flow_steps, denoised, dit, flow.dims.layers, once_flops=denoised),
             DrawingStage(
                 "decoder",
                 sampler.decoder_steps,
@@ -173,7 +171,9 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawin
         * shape[2]
         * trunk.itemsize,
         bytes_once=8 * widest * sampler.width * sampler.height * trunk.itemsize,
-        loss_flops=stage1(1) + trunk.flops(query, query / 2),
+        loss_flops=stage1(1) + (reading if options.generator_language_lora else 0.0),
         loss_bytes=flow.dims.layers * tokens * per_token + through_language,
         loss_layers=flow.dims.layers + trunk.layers,
+        loss_prompt_flops=0.0 if options.generator_language_lora else reading,
+        loss_recomputed=False,
     )

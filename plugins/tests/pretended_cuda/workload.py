@@ -1,0 +1,233 @@
+"""What a run does on the device, in sections small enough to judge: parts of sampling and learning, and whole steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator
+from gpu_models import Built, Scale, build, pictures
+from scripted import Scripted, endless
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from asg_core.config import RunConfig
+from asg_core.entropy import RollingPercentile
+from asg_core.images import PoolImage
+from asg_core.optimiser import RoleOptimiser
+from asg_core.planning import generation_memory, generation_phases, understanding_memory, understanding_phases
+from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.prompts import QUESTION_PROMPT
+from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSample, TextSampling
+from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
+from asg_core.steps.understanding import understanding_step
+from asg_core.steps.update import proposer_groups, solver_groups, update_text_role
+from pretended_cuda.card import PretendedCuda
+from pretended_cuda.counts import Counts
+
+Kind = Literal["understanding", "generation"]
+
+ROWS = 8
+"""Samples that are decoded together."""
+SHORT, LONG = 2, 6
+"""New tokens of the two decodings whose difference is that of passes."""
+PROMPT = "a red square above a blue circle"
+PROMPT_TOKENS = {"bagel": 26, "blip3o": 107, "vargpt": 117}
+"""Positions of it under each template, by the recorded tokenizers; plans assume another number."""
+QUESTION_TOKENS = {
+    "bagel": {"understanding": 22, "generation": 20},
+    "blip3o": {"understanding": 28, "generation": 23},
+    "vargpt": {"understanding": 26, "generation": 24},
+}
+"""Length of the scripted questions, and so the limit of a question: plans take it that each is as long as it may be."""
+SHARE = 0.85
+"""Of the device's memory that a step is planned for."""
+
+
+@dataclass
+class Section:
+    """A stretch of the program and what was seen in it.
+
+    Attributes:
+        name: e.g. "decode".
+        counts: of all of it.
+        per: what the section's loop repeats, "pass", "step" or "scale"; None: it has no loop.
+        times: how often that is repeated; with several loops the fewest.
+        looped: a source line that is seen so often is in that loop.
+        updates: counts of each update, and its optimiser steps.
+        planned_flops: by ``asg_core.planning``; None: it does not say.
+        seconds: that it took here.
+    """
+
+    name: str
+    counts: Counts = field(default_factory=Counts)
+    per: str | None = None
+    times: int = 0
+    looped: int = 1
+    updates: list[tuple[Counts, int]] = field(default_factory=list)
+    planned_flops: float | None = None
+    seconds: float = 0.0
+
+
+class Workload:
+    """One backbone on the device.
+
+    Args:
+        card: the device.
+        name: of the backbone.
+        scale: of :func:`gpu_models.build`.
+    """
+
+    def __init__(self, card: PretendedCuda, name: str, scale: Scale) -> None:
+        self.card, self.name = card, name
+        with patch(f"asg_{name}.plan.DRAWING_PROMPT", PROMPT_TOKENS[name]):
+            self.built: Built = build(name, scale, "cuda", "bfloat16", checkpointing=True)
+        self.backbone: Any = self.built.backbone
+        endless(self.backbone)
+        self.backbone.embed([PROMPT])  # what every embedding is compared with is worked out once
+        self._samples: list[TextSample] = []
+        self._drawn: list[ImageSample] = []
+
+    def run(self, name: str) -> Section:
+        """One section."""
+        section, start = Section(name), time.monotonic()
+        with self.card.count() as section.counts:
+            _WORK[name](self, section)
+        section.seconds = time.monotonic() - start
+        return section
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def prefill(self, section: Section) -> None:
+        """An image never seen and a prompt, up to the first token."""
+        shape, side = self.built.shape, self.built.side
+        seen = shape.see(side, side)
+        tokens = seen.tokens + shape.prompt_tokens(QUESTION_PROMPT)
+        section.planned_flops = seen.flops + shape.trunk.flops(tokens, tokens / 2) + shape.trunk.head_flops(1)
+        self.backbone.solve([TextRequest(QUESTION_PROMPT, pictures(1, side)[0], 0)], TextSampling(1))
+
+    def decode(self, section: Section) -> None:
+        """Passes over one token of each of some rows: a long decoding less a short one."""
+        shape, side = self.built.shape, self.built.side
+        picture = pictures(1, side)[0]
+        requests = [TextRequest(QUESTION_PROMPT, picture, seed) for seed in range(ROWS)]
+        self.backbone.solve(requests, TextSampling(1))  # the image is read once for all
+        with self.card.count() as short:
+            self.backbone.solve(requests, TextSampling(SHORT))
+        with self.card.count() as section.counts:
+            self._samples = self.backbone.solve(requests, TextSampling(LONG))
+        section.counts.subtract(short)
+        context = shape.see(side, side).tokens + shape.prompt_tokens(QUESTION_PROMPT) + (SHORT + LONG) / 2
+        section.per, section.times = "pass", LONG - SHORT
+        section.planned_flops = section.times * ROWS * (shape.trunk.flops(1, context) + shape.trunk.head_flops(1))
+
+    def token_logits(self, section: Section) -> None:
+        """Scores of samples under a role and the base, and the backward pass."""
+        if not self._samples:
+            self.decode(Section("decode"))
+        scores = self.backbone.token_logits(self._samples, Role.SOLVER, base=True)
+        self._backward(
+            Role.SOLVER, torch.cat([one.logprobs for one in scores]).sum() + torch.cat([one.kl for one in scores]).sum()
+        )
+
+    def drawing(self, section: Section) -> None:
+        """One image of the profile "quality", all stages of it."""
+        drawing = self.built.drawings["quality"]
+        section.per = "scale" if self.name == "vargpt" else "step"
+        section.times = min(stage.calls for stage in drawing.stages if stage.calls > 1)
+        section.looped = section.times - 1
+        section.planned_flops = sum(stage.total_flops(1, 1) for stage in drawing.stages)
+        self._drawn = self.backbone.generate([ImageRequest(PROMPT, 1)], ImageSampling("quality"))
+
+    def generation_loss(self, section: Section) -> None:
+        """The loss of that image, and the backward pass."""
+        if not self._drawn:
+            self.drawing(Section("drawing"))
+        scored = self.backbone.generation_loss(self._drawn, [1])
+        self._backward(Role.GENERATOR, scored.loss.sum() + scored.penalty.sum())
+
+    def _backward(self, role: Role, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        learned = [p.grad for p in self.backbone.trainable(role).values() if p.grad is not None]
+        if not learned or any(grad.dtype != torch.float32 or grad.device.type != "cuda" for grad in learned):
+            raise AssertionError(f"gradients of the {role.value} are not float32 on the device: {learned[:1]}")
+        for parameter in self.backbone.trainable(role).values():
+            parameter.grad = None
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def config(self, kind: Kind, count: int) -> RunConfig:
+        """Of a step of ``count`` images: as many groups per backward pass as are planned to fit."""
+        side, needs = self.built.side, understanding_memory if kind == "understanding" else generation_memory
+        base = {
+            "ask": {"max_new_tokens": QUESTION_TOKENS[self.name][kind], "spec_max_new_tokens": 6},
+            "solve": {"max_new_tokens": 3, "caption_max_new_tokens": 4},
+            "generate": self.backbone.manifest.defaults.get("generate", {}),
+            "images_per_step": count,
+            "gradient_checkpointing": True,
+        }
+        for groups in (0, 12, 6, 3, 1):
+            config = RunConfig.model_validate({**base, "optimiser": {"micro_batch": groups}})
+            if needs(self.built.shape, config, (side, side), count).peak <= SHARE * self.card.memory.total:
+                break
+        return config
+
+    def step(self, section: Section, kind: Kind, count: int) -> None:
+        """A whole step with its updates. AssertionError if an update moved nothing."""
+        config, side = self.config(kind, count), self.built.side
+        images = [PoolImage(Path(f"{i}.png"), picture) for i, picture in enumerate(pictures(count, side))]
+        scripted = Scripted(self.backbone, [image.image for image in images], config.solve.framings)
+        phases = understanding_phases if kind == "understanding" else generation_phases
+        section.planned_flops = sum(phase.flops for phase in phases(self.built.shape, config, (side, side), count))
+        if kind == "generation":
+            drawn = generation_step(scripted, images, config, 1)
+            with self._update(section):
+                report = update_generator(scripted, drawn, self._optimiser(Role.GENERATOR, config), config, 1)
+            if not report.step.applied:
+                raise AssertionError(f"the Generator's update changed nothing: {report}")
+            return
+        items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
+        for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
+            beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
+            with self._update(section):
+                report = update_text_role(scripted, role, groups, self._optimiser(role, config), beta, config)
+            if not report.step.applied:
+                raise AssertionError(f"the {role.value}'s update changed nothing: {report}")
+
+    @contextmanager
+    def _update(self, section: Section) -> Iterator[None]:
+        steps: list[object] = []
+        counting = register_optimizer_step_post_hook(lambda optimiser, *_: steps.append(optimiser))
+        try:
+            with self.card.count() as counts:
+                yield
+        finally:
+            counting.remove()
+        section.updates.append((counts, len(steps)))
+
+    def _optimiser(self, role: Role, config: RunConfig) -> RoleOptimiser:
+        settings = config.optimiser
+        return RoleOptimiser(
+            self.backbone.trainable(role), 1e-6, settings.weight_decay, settings.max_grad_norm, Accelerator()
+        )
+
+
+_WORK: dict[str, Callable[[Workload, Section], None]] = {
+    "prefill": Workload.prefill,
+    "decode": Workload.decode,
+    "token_logits": Workload.token_logits,
+    "drawing": Workload.drawing,
+    "generation_loss": Workload.generation_loss,
+    "understanding step, 1 image": partial(Workload.step, kind="understanding", count=1),
+    "generation step, 1 image": partial(Workload.step, kind="generation", count=1),
+    "understanding step, 8 images": partial(Workload.step, kind="understanding", count=8),
+    "generation step, 8 images": partial(Workload.step, kind="generation", count=8),
+}
+SECTIONS = tuple(_WORK)

@@ -1,0 +1,28 @@
+"""The plugins' real code at released width on a pretended GPU: what waits, what mixes, what it costs.
+
+Two layers of every kind; ``tox -e soak`` does the same at released depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from pretended_cuda import PretendedCuda
+from pretended_cuda.bars import complaints
+from pretended_cuda.workload import SECTIONS, Workload
+
+
+@pytest.fixture(scope="module", params=["bagel", "blip3o", "vargpt"])
+def workload(request: pytest.FixtureRequest, pretended: Callable[[], PretendedCuda]) -> Iterator[Workload]:
+    """A backbone on a device."""
+    pytest.importorskip(f"asg_{request.param}", reason=f"asg-{request.param} is not installed")
+    with pretended() as card:
+        yield Workload(card, request.param, "slice")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_keeps_within_its_bars(workload: Workload, section: str) -> None:
+    seen = workload.run(section)
+    assert seen.counts.launches > 100
+    assert complaints(seen) == []
