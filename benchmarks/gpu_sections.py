@@ -31,7 +31,7 @@ from asg_core.planning import (
     understanding_memory,
     understanding_phases,
 )
-from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.policy import AdaptiveKl, EmaBaseline, k3
 from asg_core.prompts import QUESTION_PROMPT
 from asg_core.roles import (
     Backbone,
@@ -44,15 +44,10 @@ from asg_core.roles import (
     TextSampling,
 )
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
+from asg_core.steps.replay import NoiseFloor
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import (
-    REPLAY_TOLERANCE,
-    UpdateReport,
-    proposer_groups,
-    solver_groups,
-    update_generator,
-    update_text_role,
-)
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
 
 LENGTHS = {"ask": 32, "spec": 64, "solve": 16, "caption": 32}
 TINY_LENGTHS = {"ask": 6, "spec": 6, "solve": 3, "caption": 4}
@@ -135,12 +130,10 @@ class Bench:
         with torch.no_grad():
             together = self.backbone.token_logits(samples, Role.SOLVER)
             alone = OneByOne(self.backbone).token_logits(samples, Role.SOLVER)
-        drift = max(
-            float((score.logprobs - score.logprobs.new_tensor(sample.logprobs)).abs().mean())
-            for sample, score in zip(samples, together, strict=True)
-        )
-        apart = max(float((a.logprobs - b.logprobs).abs().mean()) for a, b in zip(together, alone, strict=True))
-        limit = REPLAY_TOLERANCE[self.backbone.dtype]
+        scored, single = (torch.cat([score.logprobs for score in scores]) for scores in (together, alone))
+        stored = scored.new_tensor([value for sample in samples for value in sample.logprobs])
+        drift, apart = float(k3(stored, scored).mean()), float(k3(scored, single).mean())
+        limit = NoiseFloor().limit(self.backbone.dtype, len(scored))
         return [
             check(section, "replayed log-prob against sampled", drift, limit, "nats"),
             check(section, "batch against singles", apart, limit, "nats"),
