@@ -55,8 +55,10 @@ def generation_metrics(items: Sequence[GenerationItem]) -> dict[str, Any]:
 
 
 def update_metrics(role: Role, report: UpdateReport, **extra: float | None) -> dict[str, Any]:
-    """Loss, gradient norm and ``extra`` of one role's update, suffixed with the role's name; None if not finite."""
-    values = {"loss": report.step.loss, "grad_norm": report.step.grad_norm, **extra}
+    """Loss, gradient norm, drift and ``extra`` of one role's update, suffixed with the role's name; None if not
+    finite."""
+    drift = {f"replay_{name}": getattr(report.drift, name, None) for name in ("kl", "log_ratio", "beyond_clip")}
+    values = {"loss": report.step.loss, "grad_norm": report.step.grad_norm, **drift, **extra}
     return {f"{key}_{role.value}": mean([value]) for key, value in values.items()}
 
 

@@ -1,7 +1,7 @@
 """The state between two steps: taken before a step, put back when it fails, saved, resumed from, rolled back to.
 
-Everything a step moves is here (METHOD, State that a resume must restore exactly): adapters, moments, KL weights, STE
-window, baseline, monitor, image cursor, counters and the global random streams.
+Everything a step moves is here (METHOD, State that a resume must restore exactly): adapters, moments, KL weights, noise
+floors, STE window, baseline, monitor, image cursor, counters and the global random streams.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     """The plain part of the state, as ``state.json`` of a checkpoint holds it; no tensor, no random stream."""
     return {
         "betas": {role.value: control.beta for role, control in trainer.betas.items()},
+        "replay_floors": {role.value: floor.nats for role, floor in trainer.floors.items()},
         "window": trainer.window.state(),
         "baseline": trainer.baseline.value,
         "monitor": trainer.monitor.state(),
@@ -133,7 +134,8 @@ def roll_back(trainer: Trainer, alarms: list[str]) -> int | None:
     found, state, _ = checkpoint.newest_good(trainer.folder.checkpoints)
     checkpoint.restore(found, trainer.backbone, trainer.optimisers)
     kept = state_of(trainer)
-    now = {key: kept[key] for key in ("pool", "seconds", "images_at_once")} | {"monitor": {}, "nonfinite_in_a_row": 0}
+    goes_on = ("pool", "seconds", "images_at_once", "replay_floors")
+    now = {key: kept[key] for key in goes_on} | {"monitor": {}, "nonfinite_in_a_row": 0}
     _set_plain(trainer, {**state, **now}, str(found))
     trainer.rolled_back_for = tuple(alarms)
     step: int = state["step"]
@@ -236,6 +238,10 @@ def _set_plain(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
     with checkpoint.fitting(source):
         for role, control in trainer.betas.items():
             control.beta = checkpoint.finite(state["betas"][role.value])
+        floors = state.get("replay_floors", {})  # not in checkpoints of the first versions
+        for role, floor in trainer.floors.items():
+            nats = floors.get(role.value)
+            floor.nats = None if nats is None else checkpoint.finite(nats)
         trainer.window.restore(checkpoint.finite(value) for value in state["window"])
         trainer.baseline.value = checkpoint.finite(state["baseline"])
         trainer.monitor.restore(

@@ -47,9 +47,11 @@ from asg_core.schedule import step_kind
 from asg_core.sharding import shard_base
 from asg_core.steps.control import drawn_again
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.records import GenerationItem, Kind, UnderstandingItem
+from asg_core.steps.replay import NoiseFloor
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.steps.update import proposer_groups, solver_groups, update_text_role
 from asg_core.stop_signals import stop_signals
 from asg_core.summary import RunSummary, evaluate, finish_run
 
@@ -193,6 +195,7 @@ class Trainer:
             for role, lr in rates.items()
         }
         self.betas = {role: AdaptiveKl(config.policy.beta_start, config.policy.kl_target) for role in TEXT_ROLES}
+        self.floors = {role: NoiseFloor() for role in Role}
         self.window = RollingPercentile()
         self.baseline = EmaBaseline()
         self.monitor = CollapseMonitor(config.alarms)
@@ -281,7 +284,9 @@ class Trainer:
         for role in TEXT_ROLES:
             beta = self.betas[role]
             own, whole = groups[role](mine), groups[role](items)
-            report = update_text_role(backbone, role, own, self.optimisers[role], beta, config, whole, at_once)
+            report = update_text_role(
+                backbone, role, own, self.optimisers[role], beta, config, whole, at_once, self.floors[role]
+            )
             metrics |= update_metrics(role, report, kl=report.kl, beta=beta.beta)
             nonfinite += report.dropped + report.step.nonfinite
             shares.append(report.zero_variance_share)
@@ -296,7 +301,8 @@ class Trainer:
         backbone = in_portions(self.backbone, at_once)
         images = self._take(backbone, prompts, first, number)
         items = generation_step(backbone, images, self.config, number, self.processes, first)
-        report = update_generator(backbone, items, self.optimisers[Role.GENERATOR], self.config, number, at_once)
+        optimiser, floor = self.optimisers[Role.GENERATOR], self.floors[Role.GENERATOR]
+        report = update_generator(backbone, items, optimiser, self.config, number, at_once, floor)
         tokens = self.manifest.capabilities.image_loss == "tokens"
         metrics = generation_metrics(items)
         metrics |= update_metrics(Role.GENERATOR, report, penalty=report.kl, kl=report.kl if tokens else None)

@@ -24,8 +24,9 @@ from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role
 from asg_core.seeds import derive_seed
 from asg_core.steps.control import controlled, drawn_again
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import solver_groups, update_generator, update_text_role
+from asg_core.steps.update import solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
 
 

@@ -18,8 +18,8 @@ from asg_core.rewards.generation import CandidateScores, generation_reward
 from asg_core.roles import Backbone, Role
 from asg_core.similarity import cycle_score, diversity
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.records import GenerationItem
-from asg_core.steps.update import update_generator
 
 
 def optimiser(backbone: Backbone, lr: float = 1e-3) -> RoleOptimiser:

@@ -15,20 +15,52 @@ from asg_core.entropy import RollingPercentile
 from asg_core.errors import TrainingStopped
 from asg_core.images import PoolImage
 from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
 from asg_core.prompts import CANONICAL_FRAMING, frame
-from asg_core.roles import Backbone, Role, TextSample
+from asg_core.roles import Backbone, Role, TextSample, TokenLogits
+from asg_core.steps.replay import NoiseFloor
 from asg_core.steps.understanding import understanding_step
 from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.wrapped import WrappedBackbone
 
 Groups = list[list[tuple[TextSample, float]]]
 
 
+class Listening(WrappedBackbone):
+    """Remembers what it scored, call by call."""
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__(inner)
+        self.calls: list[list[TokenLogits]] = []
+
+    def token_logits(self, samples: Any, role: Role | None, **wanted: bool) -> list[TokenLogits]:
+        self.calls.append(self.inner.token_logits(samples, role, **wanted))
+        return self.calls[-1]
+
+
 def update(
-    backbone: Backbone, role: Role, groups: Groups, config: RunConfig, lr: float = 1e-3, beta: AdaptiveKl | None = None
+    backbone: Backbone,
+    role: Role,
+    groups: Groups,
+    config: RunConfig,
+    lr: float = 1e-3,
+    beta: AdaptiveKl | None = None,
+    floor: NoiseFloor | None = None,
 ) -> UpdateReport:
     optimiser = RoleOptimiser(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
-    return update_text_role(backbone, role, groups, optimiser, beta or AdaptiveKl(0.01), config)
+    return update_text_role(backbone, role, groups, optimiser, beta or AdaptiveKl(0.01), config, floor=floor)
+
+
+def rounded(groups: Groups) -> Groups:
+    """The samples as if sampling had rounded: one token in ten, from the first on, is beyond the clip."""
+    noise = (x for _ in range(10**6) for x in (0.3, *[-0.02] * 9))
+    return [[(replace(s, logprobs=tuple(x + next(noise) for x in s.logprobs)), a) for s, a in g] for g in groups]
+
+
+def inner(config: RunConfig, steps: int, micro_batch: int = 0) -> RunConfig:
+    policy = config.policy.model_copy(update={"inner_steps": steps})
+    optimiser = config.optimiser.model_copy(update={"micro_batch": micro_batch})
+    return config.model_copy(update={"policy": policy, "optimiser": optimiser})
 
 
 @pytest.fixture
@@ -67,16 +99,65 @@ def test_zero_variance_groups_change_nothing_even_with_a_kl_term(
     assert watched.moved() == set()
 
 
-def test_the_ratio_is_one_at_the_first_inner_step(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+def test_rounding_of_the_stored_log_probs_clips_nothing_and_changes_no_bit(
+    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig, watch: Callable[[Backbone], Any]
 ) -> None:
-    """With rho = 1 and equal weights the loss is minus the token-weighted mean advantage, whatever the model."""
+    """With rho = 1 the loss is minus the token-weighted mean advantage, whatever the model; the noise is reported."""
     group = groups[Role.SOLVER][:4]
     tokens = sum(len(s.token_ids) for g in group for s, _ in g)
     expected = -sum(a * len(s.token_ids) for g in group for s, a in g) / tokens
-    report = update(tiny, Role.SOLVER, group, config)
-    assert report.step.loss == pytest.approx(expected, abs=1e-4)
-    assert report.kl == pytest.approx(0.0, abs=1e-6)
+    watched, moved = watch(tiny), []
+    for sampled in (group, rounded(group)):
+        watched.reset()
+        report = update(tiny, Role.SOLVER, sampled, config, floor=NoiseFloor(1.0))
+        assert report.step.loss == pytest.approx(expected, abs=1e-6)
+        assert report.kl == pytest.approx(0.0, abs=1e-6)
+        moved.append({name: weight.detach().clone() for name, weight in tiny.trainable(Role.SOLVER).items()})
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+    assert report.drift is not None
+    assert report.drift.beyond_clip == pytest.approx(0.1, abs=1 / tokens)
+    assert report.drift.log_ratio == pytest.approx(0.3 * 0.1 + 0.02 * 0.9, abs=0.3 / tokens)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_later_inner_steps_are_clipped_against_the_first_pass(
+    micro_batch: int, tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+) -> None:
+    """The loss of the second step by hand, from what the two passes scored, batch by batch."""
+    sampled = rounded(groups[Role.SOLVER][:3])
+    listening = Listening(tiny)
+    report = update(
+        listening, Role.SOLVER, sampled, inner(config, 2, micro_batch), 0.02, AdaptiveKl(0.0), NoiseFloor(0.01)
+    )
+    half = len(listening.calls) // 2
+    assert half == (3 if micro_batch else 1)
+    first, second = (
+        [score.logprobs.detach() for call in calls for score in call]
+        for calls in (listening.calls[:half], listening.calls[half:])
+    )
+    advantages = [a for g in sampled for _, a in g]
+    terms = torch.cat([
+        clipped_policy_terms(new, old, a, config.policy.clip)
+        for new, old, a in zip(second, first, advantages, strict=True)
+    ])  # fmt: skip
+    assert report.step.loss == pytest.approx(float(terms.mean()), abs=1e-6)
+    ratios = torch.exp(torch.cat(second) - torch.cat(first))
+    assert 0.05 < float(((ratios - 1).abs() > config.policy.clip).float().mean()) < 0.95
+
+
+def test_the_floor_of_rounding_is_measured_by_one_more_scoring_and_only_once(
+    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+) -> None:
+    listening, floor = Listening(tiny), NoiseFloor()
+    update(listening, Role.SOLVER, groups[Role.SOLVER], inner(config, 2), floor=floor)
+    passes = [bool(call[0].logprobs.requires_grad) for call in listening.calls]
+    assert passes == [True, False, True]
+    measured = floor.nats
+    assert measured is not None
+    assert 0 <= measured < 1e-9
+    update(listening, Role.PROPOSER, groups[Role.PROPOSER], inner(config, 2), floor=floor)
+    assert len(listening.calls) == 3 + 2
+    assert floor.nats == measured
 
 
 def test_log_probs_under_one_canonical_prompt_are_refused(

@@ -30,9 +30,10 @@ from asg_core.optimiser import RoleOptimiser
 from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.roles import Backbone, Role
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.records import GenerationItem, UnderstandingItem
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.testing.legible import legible
 from asg_core.testing.operations import Operations, watched
 

@@ -155,15 +155,7 @@ class Candidates:
 
     def _units(self, scores: BitScores) -> Tensor:
         """(B, units) log-probs of what carries one probability ratio."""
-        match self._options.policy_unit:
-            case "bit":
-                return scores.logprobs.flatten(1)
-            case "position":
-                return scores.logprobs.sum(-1)
-            case "scale":
-                return scores.mean_per_scale
-            case "image":
-                return scores.logprobs.mean((1, 2))[:, None]
+        return scores.logprobs.sum(-1) if self._options.policy_unit == "position" else scores.logprobs.flatten(1)
 
 
 def _plan(sample: ImageSample) -> Schedule:

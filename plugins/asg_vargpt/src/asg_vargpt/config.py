@@ -58,10 +58,10 @@ class VargptOptions(BackboneOptions):
         "bits",
         description="loss and penalty of an image: mean over all bits, where fine scales dominate, or over scale means",
     )
-    policy_unit: Literal["bit", "position", "scale", "image"] = Field(
+    policy_unit: Literal["bit", "position"] = Field(
         "bit",
-        description="what has one probability ratio in the clipped policy gradient: a bit, the bits of a position "
-        "together, or the mean bit of a scale or of the whole image",
+        description="what has one probability ratio in the clipped policy gradient: a bit, or the bits of a position "
+        "together",
     )
 
     @model_validator(mode="after")
