@@ -72,7 +72,8 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
         """Whether there is one in ``dtype``; where Python runs it is made, and brought up to date."""
         down, up = self.lora_A[name], self.lora_B[name]
         if torch.compiler.is_compiling():
-            return name in self._shadowed and down.shadow.dtype == dtype
+            # not a look at what changes with the weights: the pass would be traced again for each change
+            return hasattr(down, "shadow") and down.shadow.dtype == dtype
         state = down.weight._version, up.weight._version, down.weight.device, dtype
         if (found := self._shadowed.get(name)) != state:
             with torch.inference_mode(False), torch.no_grad():
