@@ -139,7 +139,9 @@ def table() -> str:
     ]
     for tokens in (8, 385, 3204):
         for name, one in compared(tokens).items():
-            cells = [f"{count} kernels, {size / 1e6:.0f} MB" for count, size in (one.forward, one.tracked, one.backward)]
+            cells = [
+                f"{count} kernels, {size / 1e6:.0f} MB" for count, size in (one.forward, one.tracked, one.backward)
+            ]
             lines.append(f"| {tokens} | {name} | {' | '.join(cells)} | {one.saved / tokens / 1024:.1f} KiB |")
     return "\n".join(lines)
 
