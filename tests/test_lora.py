@@ -238,8 +238,10 @@ def test_float32_adapters_on_a_bfloat16_base():
         output = layer(x)
         text(IDS).last_hidden_state.float().sum().backward()
     down, up = (weights[f"text.layers.0.self_attn.q_proj.lora_{k}.weight"] for k in "AB")
-    expected = (layer.base_layer(x).float() + x.float() @ down.T @ up.T * 2).bfloat16()
-    assert torch.equal(output, expected)
+    expected = layer.base_layer(x).float() + x.float() @ down.T @ up.T * 2
+    assert (
+        float(((output.float() - expected).norm() / expected.norm()).detach()) < 0.004
+    )  # of bfloat16; see test_adapted_linear
     assert output.dtype == torch.bfloat16
     assert {w.dtype for w in weights.values()} == {w.grad.dtype for w in weights.values()} == {torch.float32}
     assert {p.dtype for n, p in text.named_parameters() if "lora" not in n} == {torch.bfloat16}

@@ -166,9 +166,9 @@ def test_activations_are_near_what_the_backward_pass_keeps(
     assert scores[0].logprobs.requires_grad
     prefix, prompt = shape.see(*SIZE).tokens, shape.prompt_tokens("what is red ?")
     new = max(len(sample.token_ids) for sample in samples) - 1
-    tokens = prefix + 3 * prompt + len(samples) * new
-    context = prefix + 3 * (prefix + prompt) + len(samples) * (prefix + prompt + new)
-    assert shape.trunk.saved_bytes(tokens, context) == pytest.approx(measured, rel=0.15)
+    tokens = prefix + len(samples) * (prompt + new)  # so few samples share a prompt that each reads it again
+    context = prefix + len(samples) * (prefix + prompt + new)
+    assert shape.trunk.saved_bytes(tokens, context) == pytest.approx(measured, rel=0.05)
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_trunk_by_hand() -> None:
     assert TRUNK.weight_bytes == 2 * (1000 + 800)
     assert TRUNK.flops(tokens=10, context=5) == 2 * 1000 * 10 + 4 * 3 * 4 * 2 * 10 * 5
     assert TRUNK.head_flops(7) == 2 * 8 * 100 * 7
-    per_token = 4 * (8 * 8 + 8 + 16) + 2 * (2 * 8 + 4 * 16)
+    per_token = 8 * 8 + 2 * (2 * 8 + 2 * 8 + 4 * 16)
     assert TRUNK.saved_bytes(tokens=10, context=50) == 3 * (10 * per_token + 50 * 2 * 8 * 2)
 
 

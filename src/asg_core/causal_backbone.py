@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asg_core.decoding import CausalModel, CompiledDecode, OneWordEmbedding, sample_text, token_logits
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import plant
-from asg_core.devices import avoid_cudnn_attention
+from asg_core.devices import avoid_cudnn_attention, sum_in_float32
 from asg_core.lora import RoleAdapters
 from asg_core.options import BackboneOptions
 from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSamplings, TokenLogits
@@ -44,6 +44,7 @@ class CausalBackbone(Backbone):
         options: BackboneOptions | None = None,
     ) -> None:
         avoid_cudnn_attention()
+        sum_in_float32()
         self.text, self.adapters = text, adapters
         self.checkpoint_layers = checkpoint_layers
         self.compiled = CompiledDecode(text) if options and options.compile_decode else None

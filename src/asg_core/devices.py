@@ -58,6 +58,17 @@ def avoid_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def sum_in_float32() -> None:
+    """Make CUDA add up the partial sums of 16-bit matrix products of this process in float32, which torch leaves open.
+
+    It splits the sums of long and thin products, as those of adapters are, and would round each part.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
 def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype | None = None) -> Tensor:
     """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
     import torch

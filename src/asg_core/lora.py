@@ -1,7 +1,8 @@
 """Three LoRA adapters over one frozen model: switch, name, save, load.
 
-PEFT does the arithmetic. What is added: switching that touches neither ``requires_grad`` nor layers without the role,
-adapters off that is the base bit for bit, an initialisation that depends on the seed alone, and strict loading.
+PEFT puts them in place and names them. What is added: switching that touches neither ``requires_grad`` nor layers without
+the role, adapters off that is the base bit for bit, an initialisation that depends on the seed alone, strict loading,
+and arithmetic that does not leave the dtype of the base (:mod:`asg_core.adapted_linear`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from asg_core.adapted_linear import AdaptedLinear
 from asg_core.errors import PluginError, WeightsError
 from asg_core.manifest import LoraSettings
 from asg_core.roles import Role
@@ -67,7 +69,7 @@ class RoleAdapters:
             self._configs[role] = {
                 name: _inject(modules[name], role, patterns, settings) for name, patterns in on.items()
             }
-        self._layers: list[Linear] = []
+        self._layers: list[AdaptedLinear] = []
         self._weights: dict[Role, dict[str, dict[str, nn.Parameter]]] = {
             role: {name: {} for name in on} for role, on in targets.items()
         }
@@ -85,7 +87,7 @@ class RoleAdapters:
                 "role adapters exist for linear layers only",
                 "narrow the targets",
             )
-        self._layers.append(layer)
+        self._layers.append(AdaptedLinear.adopt(layer))
         for role in map(Role, layer.lora_A):
             stream = torch.Generator().manual_seed(derive_seed(seed, "lora", role.value, name, path))
             bound = 1 / math.sqrt(layer.in_features)
@@ -136,7 +138,7 @@ class RoleAdapters:
                 spans.append((role.value, slice(start, stop)))
             start = stop
 
-        def add(layer: Linear, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> None:
+        def add(layer: AdaptedLinear, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> Tensor:
             rows = next(iter((*args, *kwargs.values())))
             if len(rows) != start:
                 raise PluginError(
@@ -144,10 +146,11 @@ class RoleAdapters:
                     "with adapters side by side, the first dimension of every batch is its rows",
                     "do not pack rows in forward; or override prefill of the backbone with one that does nothing",
                 )
+            result = result.contiguous()
             for name, span in spans:
                 if name in layer.lora_A:
-                    down, up = layer.lora_A[name], layer.lora_B[name]
-                    result[span] = result[span] + up(down(rows[span].to(down.weight.dtype))) * layer.scaling[name]
+                    layer.add(name, rows[span], result[span])
+            return result
 
         with self.use(None), torch.no_grad(), ExitStack() as hooks:
             for layer in self._layers:
@@ -169,6 +172,7 @@ class RoleAdapters:
             layer._disable_adapters = role is None or role.value not in layer.lora_A
             if role is not None:
                 layer._active_adapter = [role.value]
+                layer.refresh(role.value)
 
     @property
     def active(self) -> Role | None:

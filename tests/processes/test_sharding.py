@@ -7,9 +7,9 @@ import pytest
 from .conftest import Launch
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
-def test_a_sharded_base_gives_what_a_whole_one_gives(name: str, launch: Launch) -> None:
-    for outcome in launch(2, "compare_sharded", name=name):
+@pytest.mark.parametrize(("name", "dtype"), [("tiny", "float32"), ("tiny_flow", "float32"), ("tiny_flow", "bfloat16")])
+def test_a_sharded_base_gives_what_a_whole_one_gives(name: str, dtype: str, launch: Launch) -> None:
+    for outcome in launch(2, "compare_sharded", name=name, dtype=dtype):
         differences = outcome["result"]
         assert sum(key.startswith("gradient of") for key in differences) >= 100
         assert set(differences.values()) == {0.0}

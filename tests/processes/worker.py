@@ -71,10 +71,10 @@ def train_sharded(run: dict[str, Any]) -> dict[str, Any]:
     return {**train(run), "share": held() / before}
 
 
-def compare_sharded(name: str) -> dict[str, float]:
+def compare_sharded(name: str, dtype: str) -> dict[str, float]:
     """Whole against sharded, as backbone authors do it."""
     torch.distributed.init_process_group("gloo")
-    return differences_here(lambda: load_backbone(name, device="cpu", dtype="float32"))
+    return differences_here(lambda: load_backbone(name, device="cpu", dtype=dtype))
 
 
 def refuse_to_shard() -> None:

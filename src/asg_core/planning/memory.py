@@ -65,7 +65,7 @@ class StepMemory:
 
     Attributes:
         weights: frozen base.
-        adapters: all roles, float32.
+        adapters: all roles, float32, and over a 16-bit base as much again for what it computes with.
         optimiser: two float32 moments of every role that learns, and the gradients of the largest one.
         prefixes: kept keys and values of images.
         cache: keys and values while answers are decoded, prompts and growing rows together.
@@ -156,7 +156,7 @@ def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
     learning = [count for role, count in shape.adapters.items() if rates[role.value] > 0]
     return {
         "weights": shape.weight_bytes,
-        "adapters": 4 * sum(shape.adapters.values()),
+        "adapters": (4 if shape.trunk.itemsize == 4 else 8) * sum(shape.adapters.values()),
         "optimiser": 8 * sum(learning) + 4 * max(learning, default=0),
         "logits": VOCABULARY_ROWS * shape.trunk.vocabulary * 4 * 2,
     }

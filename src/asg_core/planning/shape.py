@@ -68,15 +68,16 @@ class Trunk:
     def saved_bytes(self, tokens: int, context: int) -> int:
         """Bytes of activations that a backward pass through LoRA on all linear layers needs, without checkpointing.
 
-        Per layer and token: two norms and the float32 copy of the input of each adapted matrix; queries and attention
-        output; gate, up, and their product. Per layer and key: keys and values, repeated to all heads.
+        Per layer and token: two norms in float32; their outputs, which the adapted matrices behind them share; queries
+        and attention output; gate, up, what is activated, and their product. Per layer and key: keys and values,
+        repeated to all heads.
 
         Args:
             tokens: positions with gradients.
             context: sum over the rows of the positions that a row's queries attend to.
         """
         inner = self.heads * self.head_width
-        per_token = 4 * (8 * self.width + inner + self.ffn) + self.itemsize * (2 * inner + 4 * self.ffn)
+        per_token = 8 * self.width + self.itemsize * (2 * self.width + 2 * inner + 4 * self.ffn)
         return self.layers * (tokens * per_token + context * 2 * inner * self.itemsize)
 
 
