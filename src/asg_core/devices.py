@@ -62,7 +62,13 @@ def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype
     """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
     import torch
 
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=device.type == "cuda")
+    return moved_to(device, torch.tensor(values, dtype=dtype))
+
+
+def moved_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the CPU on ``device`` and, if given, as ``dtype``, without waiting for what the device still has to
+    do."""
+    return tensor.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:

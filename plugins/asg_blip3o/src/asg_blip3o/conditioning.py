@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asg_blip3o.modeling import Blip3oModel
+from asg_core.devices import tensor_on
 
 
 def hidden_states(model: Blip3oModel, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
@@ -53,8 +54,7 @@ def query_states(model: Blip3oModel, prompts: Sequence[Sequence[int]], img: int)
     """
     queries = model.latent_queries[0]
     sequences = [
-        torch.cat([model.embed_tokens(torch.tensor([*prompt, img], device=model.device)), queries])
-        for prompt in prompts
+        torch.cat([model.embed_tokens(tensor_on(model.device, [*prompt, img])), queries]) for prompt in prompts
     ]
     positions = [torch.arange(len(sequence), device=model.device).expand(3, -1) for sequence in sequences]
     return torch.stack([hidden[-model.n_query :] for hidden in hidden_states(model, sequences, positions)])
