@@ -101,11 +101,11 @@ class TinyBackbone(CausalBackbone):
             ImageSample(
                 request,
                 picture,
-                {"codes": row.cpu(), "temperature": torch.tensor(sampling.temperature)},
-                row_logprobs.cpu(),
+                {"codes": row.clone(), "temperature": torch.tensor(sampling.temperature)},
+                row_logprobs.clone(),
             )
             for request, picture, row, row_logprobs in zip(
-                requests, self._pictures(codes), codes, logprobs, strict=True
+                requests, self._pictures(codes), codes.cpu(), logprobs.cpu(), strict=True
             )
         ]
 
@@ -200,8 +200,8 @@ class TinyFlowBackbone(TinyBackbone):
             latents = flow.sample_latents(self._model, self._prompts(requests), moved_to(self.device, noise), steps)
         pictures = self._pictures(flow.nearest_codes(self._model, latents))
         return [
-            ImageSample(request, picture, {"latent": latent.cpu()})
-            for request, picture, latent in zip(requests, pictures, latents, strict=True)
+            ImageSample(request, picture, {"latent": latent.clone()})
+            for request, picture, latent in zip(requests, pictures, latents.cpu(), strict=True)
         ]
 
     def as_drawn(self, request: ImageRequest, image: Picture) -> ImageSample:

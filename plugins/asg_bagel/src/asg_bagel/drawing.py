@@ -107,9 +107,10 @@ class Drawing:
             for step in euler_steps(network, latents, sampler):
                 latents = step.result
         grid = torch.tensor([rows, columns])
+        pictures = [self._picture(tokens, rows) for tokens in latents]
         return [
-            ImageSample(request, self._picture(tokens, rows), {"latent": tokens.cpu(), "grid": grid})
-            for request, tokens in zip(requests, latents, strict=True)
+            ImageSample(request, picture, {"latent": latent.clone(), "grid": grid})
+            for request, picture, latent in zip(requests, pictures, latents.cpu(), strict=True)
         ]
 
     def _picture(self, tokens: Tensor, rows: int) -> Any:
