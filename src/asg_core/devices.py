@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+_STAGING = frozenset({"cuda"})
+"""Types of devices whose driver takes host memory over before it returns, so that nobody need wait for the copy."""
+
 
 def resolve_device(name: str) -> str:
     """A torch device string that works here; "auto" is cuda, then mps, then cpu.
@@ -73,7 +76,13 @@ def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype
     """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
     import torch
 
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=device.type == "cuda")
+    return moved_to(device, torch.tensor(values, dtype=dtype))
+
+
+def moved_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the CPU on ``device`` and, if given, as ``dtype``, without waiting for what the device still has to
+    do."""
+    return tensor.to(device, dtype, non_blocking=device.type in _STAGING)
 
 
 def resolve_dtype(dtype: Literal["auto"] | Dtype, device: str) -> Dtype:

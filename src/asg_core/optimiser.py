@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from asg_core.devices import moved_to
 from asg_core.errors import TrainingStopped
 from asg_core.processes import base_is_sharded, peers
 
@@ -121,7 +122,8 @@ class RoleOptimiser:
         touched = [float(p.grad is not None) for p in parameters]
         numbers = torch.tensor([loss, count, stopped is not None, *touched, *statistics()], dtype=torch.float64)
         rounded = numbers.float()
-        tail = torch.cat([rounded, (numbers - rounded).float()]).to(parameters[0].device)  # both halves of the digits
+        halves = torch.cat([rounded, (numbers - rounded).float()])  # of the digits
+        tail = moved_to(parameters[0].device, halves)
         gradients = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
         flat = torch.cat([*gradients, tail])
         with peers(self._accelerator.process_index):
@@ -147,7 +149,8 @@ class RoleOptimiser:
             return StepResult(loss, norm, nonfinite=True, sums=sums)
         if norm == 0.0:
             return StepResult(loss, norm, sums=sums)
-        torch.nn.utils.clip_grads_with_norm_(with_grad, self.max_grad_norm, torch.tensor(norm))
+        there = moved_to(with_grad[0].device, torch.tensor(norm))
+        torch.nn.utils.clip_grads_with_norm_(with_grad, self.max_grad_norm, there)
         self._adam.step()
         return StepResult(loss, norm, applied=True, sums=sums)
 

@@ -19,7 +19,7 @@ from asg_core.decoding.pieces import PieceDecoder
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import feed, grow
 from asg_core.decoding.vocabulary import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
-from asg_core.devices import tensor_on
+from asg_core.devices import moved_to, tensor_on
 from asg_core.entropy import token_entropy
 from asg_core.roles import TextRequest, TextSample, TextSampling, TextSamplings, one_each
 
@@ -166,7 +166,7 @@ def uniforms_of(seeds: Sequence[int], length: int, device: torch.device) -> Tens
     draws = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     # mps has no float64. Below 1 by more than a rounding error, so that no token behind the last probable one is drawn.
     wide = torch.float32 if device.type == "mps" else torch.float64
-    return torch.stack(draws).to(wide).clamp(max=1 - 4 * torch.finfo(wide).eps).to(device)
+    return moved_to(device, torch.stack(draws).to(wide).clamp(max=1 - 4 * torch.finfo(wide).eps))
 
 
 def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:

@@ -216,9 +216,10 @@ def _compare(backbone: Backbone, items: Sequence[GenerationItem]) -> None:
     """Cycle consistency and diversity of every candidate, from the base model's embeddings."""
     candidates = [c for item in items for c in item.candidates]
     written = [item.spec.prompt for item in items if item.spec is not None]
-    texts = backbone.embed([*written, *(c.caption for c in candidates)])
+    # Fetched as a whole: every score is a number of the host.
+    texts = backbone.embed([*written, *(c.caption for c in candidates)]).cpu()
     prompts, captions = texts[: len(written)], texts[len(written) :]
-    images = backbone.embed([c.sample.image for c in candidates])
+    images = backbone.embed([c.sample.image for c in candidates]).cpu()
     start = 0
     for row, item in enumerate(items):
         stop = start + len(item.candidates)

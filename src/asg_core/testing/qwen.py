@@ -16,6 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel
+from asg_core.decoding.packed_vision import PackedVision
+from asg_core.devices import moved_to
 from asg_core.errors import CapabilityError
 from asg_core.lora import RoleAdapters
 from asg_core.manifest import BackboneManifest, Capabilities, LoraSettings
@@ -129,15 +131,16 @@ class QwenText(TransformersCausalModel):
         self.full, self.letters_per_token = full, letters_per_token
         self.processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=448 * 448)
         self.features: ImageFeatureCache[Segment] = ImageFeatureCache()
+        self._vision = PackedVision(full.model.visual)
 
     def prompt(self, text: str) -> Segment:
         """See TransformersCausalModel."""
         return super().prompt(text[:: self.letters_per_token])
 
     def pixels(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Patches (sum of h w, channels) and grids (n, 3) of images, on the model's device."""
+        """Patches (sum of h w, channels) and grids (n, 3) of images, float32 and long, on the CPU."""
         batch = self.processor(list(images), return_tensors="pt")
-        return batch["pixel_values"].to(self.full.device, self.full.dtype), batch["image_grid_thw"].to(self.full.device)
+        return batch["pixel_values"], batch["image_grid_thw"]
 
     def image_ids(self, grid: Tensor) -> list[int]:
         """Token ids of one image: one per 28 x 28 pixels, between its two marks."""
@@ -147,16 +150,16 @@ class QwenText(TransformersCausalModel):
     def encode(self, images: Sequence[Image]) -> list[Segment]:
         """Each image between its marks, in one pass of the vision tower."""
         pixels, grids = self.pixels(images)
-        features = self.full.model.get_image_features(pixels, grids).pooler_output
+        features = self._vision(torch.split(pixels, grids.prod(1).tolist()), [(h, w) for _, h, w in grids.tolist()])
         return [self._segment(f, grid) for f, grid in zip(features, grids, strict=True)]
 
     def _segment(self, features: Tensor, grid: Tensor) -> Segment:
-        ids = torch.tensor([self.image_ids(grid)], device=features.device)
+        ids = torch.tensor([self.image_ids(grid)])
         kinds = (ids == self.full.config.image_token_id).int()
         positions, _ = self.full.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid[None])
-        embeds = self.embed_tokens(ids)[0].clone()
+        embeds = self.embed_tokens(moved_to(features.device, ids))[0].clone()
         embeds[1:-1] = features
-        return Segment(embeds, positions[:, 0], int(positions.max()) + 1)
+        return Segment(embeds, moved_to(features.device, positions[:, 0]), int(positions.max()) + 1)
 
     def image_segments(self, images: Sequence[Image]) -> list[Segment]:
         """See TransformersCausalModel; an image is encoded once in its life."""

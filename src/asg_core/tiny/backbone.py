@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asg_core.causal_backbone import CausalBackbone
+from asg_core.devices import moved_to
 from asg_core.errors import CapabilityError
 from asg_core.lora import RoleAdapters
 from asg_core.manifest import BackboneManifest, LoadRequest
@@ -94,17 +95,17 @@ class TinyBackbone(CausalBackbone):
         uniforms = torch.stack([torch.rand(CELLS, generator=_stream(r.seed), dtype=torch.float64) for r in requests])
         with torch.no_grad(), self.adapters.use(role):
             codes, logprobs = sample_codes(
-                self._model, self._prompts(requests), uniforms.to(self.device), sampling.temperature
+                self._model, self._prompts(requests), moved_to(self.device, uniforms), sampling.temperature
             )
         return [
             ImageSample(
                 request,
                 picture,
-                {"codes": row.cpu(), "temperature": torch.tensor(sampling.temperature)},
-                row_logprobs.cpu(),
+                {"codes": row.clone(), "temperature": torch.tensor(sampling.temperature)},
+                row_logprobs.clone(),
             )
             for request, picture, row, row_logprobs in zip(
-                requests, self._pictures(codes), codes, logprobs, strict=True
+                requests, self._pictures(codes), codes.cpu(), logprobs.cpu(), strict=True
             )
         ]
 
@@ -123,10 +124,11 @@ class TinyBackbone(CausalBackbone):
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: mean negative log-prob of the stored codes, exact KL per code to the adapters-off model."""
         prompts = self._prompts([sample.request for sample in samples])
-        codes = torch.stack([sample.trajectory["codes"] for sample in samples]).to(self.device)
-        temperature = torch.stack([sample.trajectory["temperature"] for sample in samples]).to(self.device)[
-            :, None, None
-        ]
+        codes, temperature = (
+            moved_to(self.device, torch.stack([sample.trajectory[name] for sample in samples]))
+            for name in ("codes", "temperature")
+        )
+        temperature = temperature[:, None, None]
         with self.adapters.use(Role.GENERATOR):
             policy = torch.log_softmax(code_logits(self._model, prompts, codes) / temperature, -1)
         with torch.no_grad(), self.adapters.use(None):
@@ -192,16 +194,14 @@ class TinyFlowBackbone(TinyBackbone):
         if not requests:
             return []
         shape = (CELLS, self._model.config.latent)
-        noise = torch.stack([torch.randn(shape, generator=_stream(request.seed)) for request in requests]).to(
-            self.device
-        )
+        noise = torch.stack([torch.randn(shape, generator=_stream(request.seed)) for request in requests])
         steps = self._options.rollout_steps if sampling.profile == "rollout" else self._options.quality_steps
         with torch.no_grad(), self.adapters.use(role):
-            latents = flow.sample_latents(self._model, self._prompts(requests), noise, steps)
+            latents = flow.sample_latents(self._model, self._prompts(requests), moved_to(self.device, noise), steps)
         pictures = self._pictures(flow.nearest_codes(self._model, latents))
         return [
-            ImageSample(request, picture, {"latent": latent.cpu()})
-            for request, picture, latent in zip(requests, pictures, latents, strict=True)
+            ImageSample(request, picture, {"latent": latent.clone()})
+            for request, picture, latent in zip(requests, pictures, latents.cpu(), strict=True)
         ]
 
     def as_drawn(self, request: ImageRequest, image: Picture) -> ImageSample:
@@ -217,7 +217,7 @@ class TinyFlowBackbone(TinyBackbone):
         time = torch.sigmoid(torch.cat([torch.randn(1, generator=stream) for stream in streams]))
         noise = torch.stack([torch.randn(target.shape[1:], generator=stream) for stream in streams])
         mixed = (1 - time)[:, None, None] * noise + time[:, None, None] * target
-        mixed, time, wanted = mixed.to(self.device), time.to(self.device), (target - noise).to(self.device)
+        mixed, time, wanted = (moved_to(self.device, tensor) for tensor in (mixed, time, target - noise))
         with self.adapters.use(Role.GENERATOR):
             policy = flow.velocity(self._model, prompts, mixed, time)
         with torch.no_grad(), self.adapters.use(None):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from asg_core.decoding import ImageFeatureCache, Segment
-from asg_core.devices import tensor_on
+from asg_core.devices import moved_to, tensor_on
 from asg_core.tiny.model import PIXELS, TinyModel
 from asg_core.tiny.vocabulary import ANSWER, BOS, EOS, SPECIALS, Vocabulary
 
@@ -49,7 +49,7 @@ class TinyCausal:
 
         def encode(missing: list[Image]) -> list[Tensor]:
             pixels = torch.stack([to_pixels(image) for image in missing])
-            return list(self._model.see(pixels.to(self._model.rows)).unbind())
+            return list(self._model.see(moved_to(self._device, pixels, self._model.rows.dtype)).unbind())
 
         return self._features.lookup(images, encode)
 

@@ -11,6 +11,7 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
+from asg_core.devices import moved_to
 
 
 class JanusText(TransformersCausalModel):
@@ -56,7 +57,7 @@ class JanusText(TransformersCausalModel):
     def _encode(self, images: Sequence[Image]) -> list[Tensor]:
         """(n, D) language-model embeddings of each image, in one pass of the tower."""
         shown = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
-        pixels = shown.to(self.model.device, self.model.dtype)
+        pixels = moved_to(self.model.device, shown, self.model.dtype)
         return list(self.model.model.get_image_features(pixels).pooler_output)
 
     def _segment(self, features: Tensor) -> Segment:

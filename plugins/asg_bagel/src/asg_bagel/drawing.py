@@ -18,6 +18,7 @@ from asg_bagel.modeling import Recompute
 from asg_bagel.sampling import euler_steps, seeded_noise
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.settings import BagelOptions, Sampler
+from asg_core.devices import moved_to
 from asg_core.errors import ConfigError
 from asg_core.lora import RoleAdapters
 from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
@@ -100,15 +101,16 @@ class Drawing:
     ) -> list[ImageSample]:
         model = self._builder.model
         noise = [seeded_noise(r.seed, rows * columns, model.config.latent_width) for r in requests]
-        latents = torch.stack(noise).to(model.device)
+        latents = moved_to(model.device, torch.stack(noise))
         network = guided_network(self._builder, contexts, [Context()] * len(requests), None, rows)
         with self._adapters.use(Role.GENERATOR if role is Role.GENERATOR else None):
             for step in euler_steps(network, latents, sampler):
                 latents = step.result
         grid = torch.tensor([rows, columns])
+        pictures = [self._picture(tokens, rows) for tokens in latents]
         return [
-            ImageSample(request, self._picture(tokens, rows), {"latent": tokens.cpu(), "grid": grid})
-            for request, tokens in zip(requests, latents, strict=True)
+            ImageSample(request, picture, {"latent": latent.clone(), "grid": grid})
+            for request, picture, latent in zip(requests, pictures, latents.cpu(), strict=True)
         ]
 
     def _picture(self, tokens: Tensor, rows: int) -> Any:
@@ -160,7 +162,7 @@ class Drawing:
         Returns:
             (B,) mean squared error to the velocity, and (B,) mean squared difference to the adapters-off prediction.
         """
-        clean, time, noise = (tensor.to(self._builder.model.device) for tensor in (clean, time, noise))
+        clean, time, noise = (moved_to(self._builder.model.device, tensor) for tensor in (clean, time, noise))
         under = partial(velocity, self._builder, stack(contexts), noisy(clean, noise, time), time, rows)
         with self._adapters.use(Role.GENERATOR):
             predicted = under(self._recompute if torch.is_grad_enabled() else None)

@@ -15,7 +15,7 @@ from asg_bagel.model import Bagel
 from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels
 from asg_bagel.tokenizer import BagelTokenizer
 from asg_core.decoding import Segment
-from asg_core.devices import tensor_on
+from asg_core.devices import moved_to, tensor_on
 
 MARKERS = 2
 """Markers lead a latent segment, so that understanding tokens come first; attention inside an image has no order."""
@@ -51,7 +51,8 @@ class SegmentBuilder:
             return []
         patch = self.model.config.vision.patch_size
         resized = [self.vision_rule.resize(image) for image in images]
-        patches = [to_patches(to_pixels(image), patch).to(self.model.device, self.model.dtype) for image in resized]
+        device, dtype = self.model.device, self.model.dtype
+        patches = [moved_to(device, to_patches(to_pixels(image), patch), dtype) for image in resized]
         grids = [(image.height // patch, image.width // patch) for image in resized]
         features = self.model.vit_model.vision_model(patches, [columns for _, columns in grids])
         return [

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from asg_core.devices import tensor_on
+
 
 def grid_positions(rows: int, columns: int, side: int, device: torch.device) -> Tensor:
     """(rows * columns,) long, row-major: where each cell of a grid is in a table of ``side`` x ``side`` positions.
@@ -77,7 +79,7 @@ class VisionTransformer(nn.Module):
         x = pad_sequence(embedded, batch_first=True)
         mask = None
         if len(set(lengths)) > 1:
-            real = torch.arange(x.shape[1], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+            real = torch.arange(x.shape[1], device=x.device) < tensor_on(x.device, lengths)[:, None]
             mask = real[:, None, None, :]
         features = self.post_layernorm(self.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state)
         return [row[:length] for row, length in zip(features, lengths, strict=True)]

@@ -23,6 +23,7 @@ from asg_blip3o.preprocessing import ImagePatches, eva_pixels
 from asg_blip3o.roles import role_adapters
 from asg_blip3o.templates import Vocabulary
 from asg_core.causal_backbone import CausalBackbone
+from asg_core.devices import moved_to
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.roles import (
@@ -98,7 +99,7 @@ class Blip3oBackbone(CausalBackbone):
 
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
         """See Backbone: flow matching on the stored features, under the generation template; guidance off."""
-        targets = torch.stack([sample.trajectory["features"] for sample in samples]).to(self.device)
+        targets = moved_to(self.device, torch.stack([sample.trajectory["features"] for sample in samples]))
         return self._flow_loss([sample.request.prompt for sample in samples], targets, noise_seeds)
 
     def real_image_loss(
@@ -125,7 +126,7 @@ class Blip3oBackbone(CausalBackbone):
         processor = self.text.patches.processor
         pixels = eva_pixels(images, tower.dims.image_size, processor.image_mean, processor.image_std)
         with torch.no_grad():
-            features = tower(pixels.to(self.device, self.dtype))
+            features = tower(moved_to(self.device, pixels, self.dtype))
         return pool_features(features.float(), pool_stride(self.release.config))
 
     def _flow_loss(self, captions: Sequence[str], targets: Tensor, noise_seeds: Sequence[int]) -> GenerationLoss:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asg_blip3o.modeling import Blip3oModel
+from asg_core.devices import tensor_on
 
 
 def hidden_states(model: Blip3oModel, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
@@ -26,14 +27,12 @@ def hidden_states(model: Blip3oModel, sequences: Sequence[Tensor], positions: Se
     longest = max(len(sequence) for sequence in sequences)
     embeds = sequences[0].new_zeros(len(sequences), longest, sequences[0].shape[1])
     axes = torch.zeros(3, len(sequences), longest, dtype=torch.long, device=embeds.device)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long, device=embeds.device)
     rows = []
     for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         rows.append(torch.cat([sequence, embeds[i, len(sequence) :]]))
         axes[:, i, : len(sequence)] = position
-        mask[i, : len(sequence)] = 1
     out = model.vlm.model.language_model(
-        inputs_embeds=torch.stack(rows), position_ids=axes, attention_mask=mask, use_cache=False
+        inputs_embeds=torch.stack(rows), position_ids=axes, use_cache=False
     ).last_hidden_state
     return [out[i, : len(sequence)] for i, sequence in enumerate(sequences)]
 
@@ -53,8 +52,7 @@ def query_states(model: Blip3oModel, prompts: Sequence[Sequence[int]], img: int)
     """
     queries = model.latent_queries[0]
     sequences = [
-        torch.cat([model.embed_tokens(torch.tensor([*prompt, img], device=model.device)), queries])
-        for prompt in prompts
+        torch.cat([model.embed_tokens(tensor_on(model.device, [*prompt, img])), queries]) for prompt in prompts
     ]
     positions = [torch.arange(len(sequence), device=model.device).expand(3, -1) for sequence in sequences]
     return torch.stack([hidden[-model.n_query :] for hidden in hidden_states(model, sequences, positions)])

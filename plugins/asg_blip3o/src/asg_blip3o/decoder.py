@@ -13,6 +13,8 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from PIL import Image
 from torch import Tensor, nn
 
+from asg_blip3o.sampling import start
+from asg_core.devices import tensor_on
 from asg_core.errors import ConfigError, WeightsError
 
 ORIGINAL_SIDE = 1024
@@ -70,7 +72,8 @@ class PixelDecoder(nn.Module):
     def scheduler(self, steps: int, device: torch.device) -> EulerDiscreteScheduler:
         """A fresh scheduler with its ``steps`` timesteps set."""
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler_config)
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps)
+        start(scheduler, device)
         return scheduler
 
     def sample(
@@ -123,7 +126,7 @@ class PixelDecoder(nn.Module):
     def time_ids(self, noise: Tensor, rows: int) -> Tensor:
         """(rows, 6) original size, crop corner and target size of every row, pixels."""
         height, width = (side * self.latent_factor for side in noise.shape[-2:])
-        ids = torch.tensor([ORIGINAL_SIDE, ORIGINAL_SIDE, 0, 0, height, width], device=noise.device)
+        ids = tensor_on(noise.device, [ORIGINAL_SIDE, ORIGINAL_SIDE, 0, 0, height, width])
         return ids.expand(rows, -1)
 
     def pixels(self, latents: Tensor) -> Tensor:

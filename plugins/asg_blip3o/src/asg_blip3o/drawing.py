@@ -15,7 +15,7 @@ from asg_blip3o.modeling import Blip3oModel
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.sampling import feature_tokens, sample_features
 from asg_blip3o.templates import Vocabulary
-from asg_core.devices import tensor_on
+from asg_core.devices import moved_to, tensor_on
 from asg_core.roles import ImageRequest
 from asg_core.seeds import derive_seed
 
@@ -94,4 +94,4 @@ class Drawing:
     def _noise(self, seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal, drawn on the CPU so that a seed means the same on every device."""
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(rows).to(self.model.device)
+        return moved_to(self.model.device, torch.stack(rows))

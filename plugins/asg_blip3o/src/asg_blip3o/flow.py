@@ -10,6 +10,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary
 from torch import Tensor, nn
 
 from asg_blip3o.dims import FlowDims
+from asg_core.devices import moved_to
 
 
 class FlowNetwork(nn.Module):
@@ -80,5 +81,4 @@ def rotary_table(head_width: int, grid: int, device: torch.device) -> Tensor:
     Computed when first used: as an attribute of a module built on the meta device it would stay there.
     """
     with torch.inference_mode(False):
-        table: Tensor = get_2d_rotary_pos_embed_lumina(head_width, grid, grid).to(device)
-    return table
+        return moved_to(device, get_2d_rotary_pos_embed_lumina(head_width, grid, grid))

@@ -12,6 +12,8 @@ from asg_blip3o.modeling import Blip3oModel
 from asg_blip3o.preprocessing import ImagePatches, Patches
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
 from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
+from asg_core.decoding.packed_vision import PackedVision
+from asg_core.devices import moved_to
 
 ImageTokens = tuple[Tensor, tuple[int, int, int]]
 """Language-model tokens (n, D) of an image and its patch grid (t, h, w)."""
@@ -39,6 +41,7 @@ class LanguageModel(TransformersCausalModel):
         )
         self.model, self.special, self.patches = model, vocabulary.special, patches
         self.features: ImageFeatureCache[ImageTokens] = ImageFeatureCache()
+        self._vision = PackedVision(model.vlm.model.visual)
 
     def image_segments(self, images: Sequence[Image]) -> list[Segment]:
         """Each image between its two marks, the vision tower run once per image object (no role has adapters on it)."""
@@ -50,7 +53,7 @@ class LanguageModel(TransformersCausalModel):
         segments = []
         for tokens, grid in self.features.lookup(images, self._encode):
             positions, advance = image_positions(grid, merge)
-            picture = Segment(tokens, positions.to(tokens.device), advance)
+            picture = Segment(tokens, moved_to(tokens.device, positions), advance)
             segments.append(join_segments([opening, picture, closing]))
         return segments
 
@@ -60,9 +63,7 @@ class LanguageModel(TransformersCausalModel):
 
     def image_features(self, shown: Sequence[Patches]) -> list[Tensor]:
         """Language-model tokens (n, D) of each image, in one pass of the vision tower."""
-        pixels = torch.cat([one.pixels for one in shown]).to(self.model.device, self.model.dtype)
-        grids = torch.tensor([one.grid for one in shown], device=self.model.device)
-        return list(self.model.vlm.model.get_image_features(pixels, grids).pooler_output)
+        return self._vision([one.pixels for one in shown], [one.grid[1:] for one in shown])
 
 
 def image_positions(grid: tuple[int, int, int], merge: int) -> tuple[Tensor, int]:

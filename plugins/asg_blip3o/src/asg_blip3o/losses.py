@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asg_blip3o.flow import FlowNetwork
 from asg_blip3o.sampling import TRAIN_TIMESTEPS, flow_scheduler
+from asg_core.devices import moved_to
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def flow_point(u: Tensor, noise: Tensor, shift: float = 1.0) -> FlowPoint:
     """
     scheduler = flow_scheduler(shift)
     index = (u * TRAIN_TIMESTEPS).long().cpu()
-    return FlowPoint(scheduler.timesteps[index].to(noise.device), scheduler.sigmas[index].to(noise.device), noise)
+    timesteps, sigmas = (moved_to(noise.device, table[index]) for table in (scheduler.timesteps, scheduler.sigmas))
+    return FlowPoint(timesteps, sigmas, noise)
 
 
 def velocity_at(flow: FlowNetwork, context: Tensor, targets: Tensor, point: FlowPoint) -> Tensor:
@@ -50,4 +52,4 @@ def draw_point(seed: int, shape: tuple[int, ...], device: torch.device, shift: f
     """The point of ``seed``: one timestep and one noise of ``shape`` (C, g, g), the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(1, generator=generator)
-    return flow_point(u, torch.randn(1, *shape, generator=generator).to(device), shift)
+    return flow_point(u, moved_to(device, torch.randn(1, *shape, generator=generator)), shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from asg_blip3o.flow import FlowNetwork
+from asg_core.devices import moved_to
 
 TRAIN_TIMESTEPS = 1000
 """Timesteps of the flow schedule."""
@@ -33,8 +35,19 @@ def flow_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
 def sampling_scheduler(steps: int, device: torch.device, shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
     """A schedule of ``steps`` sigmas from 1 to 1/steps, evenly spaced, and the final 0."""
     scheduler = flow_scheduler(shift)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=device)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
+    start(scheduler, device)
     return scheduler
+
+
+def start(scheduler: Any, device: torch.device) -> None:
+    """Make a diffusers scheduler ready at its first step, so that no step waits for the device.
+
+    Timesteps go to ``device``, where networks read them; sigmas stay on the CPU, as numbers of an update. Left alone it
+    would fetch its timesteps to find the first one in them.
+    """
+    scheduler.timesteps = moved_to(device, scheduler.timesteps)
+    scheduler.set_begin_index(0)
 
 
 def network_timestep(timestep: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asg_core.devices import moved_to
 from asg_vargpt.scales import Schedule
 
 MAX_LOG_SCALE = math.log(100.0)
@@ -41,7 +42,7 @@ def rope_of(schedule: Schedule, head_dim: int, device: torch.device) -> Rope:
     half = head_dim // 2
     frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
     cells = [cell for scale in range(len(schedule.grids)) for cell in schedule.rows_and_columns(scale)]
-    angles = (torch.tensor(cells, dtype=torch.float32)[..., None] * frequencies).flatten(1).to(device)
+    angles = moved_to(device, (torch.tensor(cells, dtype=torch.float32)[..., None] * frequencies).flatten(1))
     return Rope(angles.cos(), angles.sin())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asg_core.devices import moved_to
+
 
 def filtered_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Rule out the unlikelier bit value where the filters say so.
@@ -40,4 +42,4 @@ def draw_bits(logits: Tensor, generators: list[torch.Generator]) -> Tensor:
         torch.multinomial(rows.reshape(-1, 2), 1, generator=generator).view(rows.shape[:-1])
         for rows, generator in zip(probabilities, generators, strict=True)
     ]
-    return torch.stack(drawn).to(device=logits.device, dtype=torch.uint8)
+    return moved_to(logits.device, torch.stack(drawn), torch.uint8)

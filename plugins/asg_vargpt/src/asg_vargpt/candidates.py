@@ -85,13 +85,13 @@ class Candidates:
             logits.append(step.logits[: len(requests)])
             latent = step.latent
         bits, conditional = torch.cat(drawn, dim=1), torch.cat(logits, dim=1)
-        units = self._units(bit_scores(conditional, bits, plan)).cpu()
+        units, kept = self._units(bit_scores(conditional, bits, plan)).cpu(), bits.cpu()
         return [
             ImageSample(
                 request,
                 to_images(self._model.vae.decode(latent[row : row + 1]))[0],
                 {
-                    "bits": bits[row].cpu(),
+                    "bits": kept[row].clone(),
                     "grids": torch.tensor(plan.grids),
                     "prompt_ids": torch.tensor(prompts[request.prompt]),
                 },

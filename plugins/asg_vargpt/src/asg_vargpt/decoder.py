@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asg_core.devices import moved_to
 from asg_vargpt.architecture import DecoderShape
 from asg_vargpt.attention import ConstantPool, CrossAttention, Rope, ScaleCache, SelfAttention
 
@@ -159,4 +160,4 @@ def scale_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 def level_of_positions(lengths: Sequence[int], device: torch.device) -> Tensor:
     """(L,) long: scale index of every position."""
-    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(list(lengths))).to(device)
+    return moved_to(device, torch.repeat_interleave(torch.tensor(list(lengths))))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asg_core.devices import tensor_on
 from asg_vargpt.attention import ScaleCache, rope_of
 from asg_vargpt.decoder import Condition
 from asg_vargpt.model import Vargpt
@@ -49,7 +50,7 @@ def start_condition(model: Vargpt, conditional: int, unconditional: int = 0) -> 
     """The decoder's condition for so many rows of either kind; it is the same for all prompts."""
     start = torch.stack((model.sos_embedding, model.decoder.cfg_uncond[0]))
     both = model.decoder.condition(start)
-    rows = torch.tensor([0] * conditional + [1] * unconditional, device=start.device)
+    rows = tensor_on(start.device, [0] * conditional + [1] * unconditional)
     return Condition(both.vector[rows], both.modulation[rows], (both.head[0][rows], both.head[1][rows]))
 
 
@@ -83,7 +84,7 @@ def draw(
     """
     device, rows = model.device, len(owner)
     guided = any(g != 1 for g in guidance)
-    selected = torch.tensor(owner, device=device)
+    selected = tensor_on(device, owner)
     context = decoder_context(model, prompts, selected, guided=guided)
     prompts.cache.batch_select_indices(selected)
     stream = _PromptStream(model, prompts, selected)
@@ -129,7 +130,7 @@ class _PromptStream:
     def __init__(self, model: Vargpt, prompts: Prefilled, owner: Tensor) -> None:
         self.model, self.cache = model, prompts.cache
         self.visible = prompts.mask[owner] if prompts.padded else prompts.mask[:1]
-        self.positions = prompts.lengths[owner]
+        self.positions = tensor_on(owner.device, prompts.lengths)[owner]
 
     def extend(self, embeds: Tensor) -> Tensor:
         """(N, n, D) -> (N, n, D) normed hidden states."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from asg_core.devices import tensor_on
 from asg_core.errors import CapabilityError
 from asg_vargpt.decoder import Context
 from asg_vargpt.model import Vargpt
@@ -20,31 +21,29 @@ class Prefilled:
 
     Attributes:
         cache: keys and values of P rows.
+        lengths: tokens per prompt, start token included.
         mask: (P, n) bool, False at left padding.
         hidden: (P, n, D) normed hidden states.
     """
 
     cache: DynamicCache
+    lengths: tuple[int, ...]
     mask: Tensor
     hidden: Tensor
 
     @property
-    def lengths(self) -> Tensor:
-        """(P,) long, tokens per prompt, start token included."""
-        return self.mask.sum(1)
-
-    @property
     def padded(self) -> bool:
         """Whether any row has padding."""
-        return not bool(self.mask.all())
+        return len(set(self.lengths)) > 1
 
 
 def prefill(model: Vargpt, prompts: Sequence[Sequence[int]]) -> Prefilled:
     """Run the language model over prompts, each of which ends with the start token of image generation."""
-    width = max(map(len, prompts))
+    lengths = tuple(map(len, prompts))
+    width = max(lengths)
     device = model.device
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts], device=device)
+    ids = tensor_on(device, [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.arange(width, device=device) >= width - tensor_on(device, lengths)[:, None]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     # A padding query sees itself: attention over nothing is undefined, and its values would spread as NaN.
     visible = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=device)
@@ -57,7 +56,7 @@ def prefill(model: Vargpt, prompts: Sequence[Sequence[int]]) -> Prefilled:
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return Prefilled(cache, mask, hidden)
+    return Prefilled(cache, lengths, mask, hidden)
 
 
 def context_rows(model: Vargpt, prompts: Prefilled) -> Tensor:
@@ -72,7 +71,7 @@ def unconditional_rows(model: Vargpt, prompts: Prefilled) -> Tensor:
         CapabilityError: a prompt has more tokens than there are rows; guidance is not defined for it.
     """
     table = model.decoder.cfg_uncond
-    longest = int(prompts.lengths.max()) - 1
+    longest = max(prompts.lengths) - 1
     if longest > len(table):
         raise CapabilityError(
             f"a drawing prompt has {longest} tokens of context, guidance works up to {len(table)}",

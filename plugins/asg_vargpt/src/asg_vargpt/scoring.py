@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asg_core.devices import tensor_on
+from asg_core.devices import moved_to, tensor_on
 from asg_vargpt.attention import rope_of
 from asg_vargpt.decoder import Condition, level_of_positions, scale_mask
 from asg_vargpt.drawing import first_cells, start_condition
@@ -67,7 +67,7 @@ def conditional_logits(model: Vargpt, prompt: Sequence[int], bits: Tensor, sched
         (B, L, bits, 2) float32, differentiable.
     """
     batch, length = len(bits), len(prompt)
-    bits = bits.to(model.device)
+    bits = moved_to(model.device, bits)
     condition = start_condition(model, batch)
     ids = tensor_on(model.device, [list(prompt)]).expand(batch, -1)
     cells = image_cells(model, condition, inputs_of(bits, schedule))
@@ -110,5 +110,5 @@ class BitScores:
 
 def bit_scores(logits: Tensor, bits: Tensor, schedule: Schedule) -> BitScores:
     """Log-probs of ``bits`` (B, L, bits) under ``logits`` (B, L, bits, 2)."""
-    chosen = bits.to(logits.device).long().unsqueeze(-1)
+    chosen = moved_to(logits.device, bits).long().unsqueeze(-1)
     return BitScores(logits.float().log_softmax(-1).gather(-1, chosen).squeeze(-1), schedule)

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
 from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
+from asg_core.decoding.packed_vision import PackedVision
+from asg_core.devices import moved_to
 from asg_core.errors import WeightsError
 from asg_vargpt.files import read_json
 from asg_vargpt.model import Vargpt
@@ -77,6 +79,7 @@ class VargptText(TransformersCausalModel):
         )
         self.model, self.processor = model, processor
         self._features: ImageFeatureCache[tuple[Tensor, tuple[int, int]]] = ImageFeatureCache()
+        self._vision = PackedVision(model.visual)
 
     def image_segments(self, images: Sequence[Image]) -> list[Segment]:
         """Vision start, the image's cells, vision end; the tower runs once per image object."""
@@ -84,20 +87,17 @@ class VargptText(TransformersCausalModel):
 
     def encode_images(self, images: Sequence[Image]) -> list[tuple[Tensor, tuple[int, int]]]:
         """Features (n, D) and grid (rows, columns) after merging, per image; one pass of the vision tower."""
-        patches, grids = patches_of(self.processor, images)
-        visual = self.model.visual
-        features = visual(
-            patches.to(self.model.device, visual.dtype), grid_thw=grids.to(self.model.device)
-        ).pooler_output
-        merge = int(visual.spatial_merge_size)
-        sizes = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids.tolist()]
-        return list(zip(features.split([rows * columns for rows, columns in sizes]), sizes, strict=True))
+        patches, shapes = patches_of(self.processor, images)
+        grids = [(rows, columns) for _, rows, columns in shapes.tolist()]
+        features = self._vision(torch.split(patches, [rows * columns for rows, columns in grids]), grids)
+        merge = int(self.model.visual.spatial_merge_size)
+        return [(one, (rows // merge, columns // merge)) for one, (rows, columns) in zip(features, grids, strict=True)]
 
     def segment_of_image(self, features: Tensor, grid: tuple[int, int]) -> Segment:
         """The cells of one image alone: time stands still, rows and columns count on from the text before."""
         rows, columns = grid
         cells = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).T
-        return Segment(features, cells.to(features.device), max(rows, columns))
+        return Segment(features, moved_to(features.device, cells), max(rows, columns))
 
     def _shown(self, features: Tensor, grid: tuple[int, int]) -> Segment:
         opening = self.text_segment("<|vision_start|>", special=True)

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from asg_core.errors import WeightsError
 from asg_vargpt.architecture import VaeShape
+from asg_vargpt.precision import exact_convolutions
 
 
 class Vae(nn.Module):
-    """Pixels (B, 3, 16H, 16W) in [-1, 1] <-> features (B, bits, H, W). Always float32: bits are signs of its output."""
+    """Pixels (B, 3, 16H, 16W) in [-1, 1] <-> features (B, bits, H, W).
+
+    Always float32, and never TF32: bits are signs of its output, and those near zero flip.
+    """
 
     def __init__(self, shape: VaeShape) -> None:
         super().__init__()
@@ -40,11 +44,13 @@ class Vae(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels -> features, float32."""
-        return self.encoder(pixels.float())  # type: ignore[no-any-return]
+        with exact_convolutions():
+            return self.encoder(pixels.float())  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
         """Features -> pixels clamped to [-1, 1], float32."""
-        return torch.clamp(self.decoder(latent.float()), -1.0, 1.0)
+        with exact_convolutions():
+            return torch.clamp(self.decoder(latent.float()), -1.0, 1.0)
 
 
 def _groups(channels: int) -> int:
