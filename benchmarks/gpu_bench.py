@@ -11,6 +11,8 @@ from scripted import confident, endless
 
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.planning import Accelerator as Rates
+from asg_core.roles import Role
+from asg_core.steps.replay import NoiseFloor
 
 SHARE = 0.85
 """Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""
@@ -35,6 +37,7 @@ class Bench:
         rates: of the device; None if they are not known.
         others: bytes of the device that other models hold.
         many: images of the large steps.
+        floors: of rounding, as a run keeps them: measured at the first update of each role.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Bench:
             raise TypeError(f"{type(self.built.backbone).__name__} is no CausalBackbone")
         self.backbone: CausalBackbone = self.built.backbone
         self.many = 2 if self.tiny else 8
+        self.floors = {role: NoiseFloor() for role in Role}
         side = self.built.side
         self.short = Lengths(6, 6, 3, 4, side) if self.tiny else Lengths(32, 64, 16, 32, side)
         # the workload of the bars: 1,024 image tokens, 250 decoding passes

@@ -24,8 +24,9 @@ from asg_core.planning import generation_memory, generation_phases, seconds, und
 from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.roles import Backbone, Role, TextSample
 from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
 from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_generator, update_text_role
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
 
 Kind = Literal["understanding", "generation"]
 Watch = Callable[[str], AbstractContextManager[object]]
@@ -150,7 +151,9 @@ def take(
 
     def learn(role: Role, groups: Groups) -> UpdateReport:
         beta = AdaptiveKl(policy.beta_start, policy.kl_target)
-        return update_text_role(scripted, role, regroup(groups), optimiser(role), beta, config)
+        return update_text_role(
+            scripted, role, regroup(groups), optimiser(role), beta, config, floor=bench.floors[role]
+        )
 
     if kind == "understanding":
         with watch("sampling"):
@@ -164,7 +167,8 @@ def take(
         with watch("sampling"):
             drawn = generation_step(scripted, images, config, 1)
         with watch("update"):
-            reports = {Role.GENERATOR: update_generator(scripted, drawn, optimiser(Role.GENERATOR), config, 1)}
+            floor, generator = bench.floors[Role.GENERATOR], optimiser(Role.GENERATOR)
+            reports = {Role.GENERATOR: update_generator(scripted, drawn, generator, config, 1, floor=floor)}
     idle = [role.value for role, report in reports.items() if not report.step.applied]
     if idle:
         raise RuntimeError(f"the update of the {' and '.join(idle)} changed nothing: {reports}")
