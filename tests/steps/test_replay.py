@@ -71,7 +71,7 @@ def confident(request: pytest.FixtureRequest) -> Confident:
     full = random_qwen(layers=8, width=WIDTH, mlp=1408, heads=8)
     with torch.no_grad():
         full.lm_head.weight.normal_(std=HEAD_GAIN / WIDTH**0.5, generator=torch.Generator().manual_seed(1))
-    backbone = QwenBackbone(full.to(request.param), scale=0.0052)
+    backbone = QwenBackbone(full.to(request.param), scale=0.0056)
     requests = [TextRequest(QUESTION[: 6 + seed % 14], None, seed) for seed in range(8)]
     return Confident(backbone, backbone.solve(requests, TextSampling(16)))
 
