@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from asg_core.config import RunConfig
+from asg_core.devices import tensor_on
 from asg_core.optimiser import RoleOptimiser, StepResult
 from asg_core.policy import clipped_policy_terms
 from asg_core.roles import Backbone, ImageSample, Role
@@ -105,8 +106,9 @@ def _generator_loss(
         for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
             if drawing.old is None and drawing.sample.token_logprobs is not None:
                 drawing.old = row[: len(drawing.sample.token_logprobs)].detach()
-    signals = scored.loss.new_tensor([drawing.signal for drawing in drawings])
-    per_prompt = scored.loss.new_tensor([drawing.share for drawing in drawings])
+    device, dtype = scored.loss.device, scored.loss.dtype
+    signals = tensor_on(device, [drawing.signal for drawing in drawings], dtype)
+    per_prompt = tensor_on(device, [drawing.share for drawing in drawings], dtype)
     penalty = config.generate.penalty_weight * (scored.penalty * per_prompt).sum()
     if uses_regression(backbone, config):
         return ((signals * scored.loss).sum() + penalty) / prompts
