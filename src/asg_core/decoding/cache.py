@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -13,12 +16,25 @@ from asg_core.errors import PluginError
 
 _GROWTH = 64
 
+_again: ContextVar[bool] = ContextVar("_again", default=False)
+
+
+@contextmanager
+def running_again() -> Iterator[None]:
+    """Inside, layers run whose keys and values are in their caches already (gradient checkpointing)."""
+    token = _again.set(True)
+    try:
+        yield
+    finally:
+        _again.reset(token)
+
 
 class BranchLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of a branch: a fixed past, to which the branch's own positions are appended out of place.
 
     ``update`` appends to the past and not to its own last result, so running a layer again (gradient checkpointing)
-    gives the same keys and values again. The past keeps its autograd graph.
+    gives the same keys and values again; inside :func:`running_again` it does not keep them, because with them it would
+    keep what they were computed from, of all layers until the backward pass ends. The past keeps its autograd graph.
     """
 
     def __init__(self, past: tuple[Tensor, Tensor] | None = None) -> None:
@@ -31,14 +47,14 @@ class BranchLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, keys: Tensor, values: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """(B, H, L, d) new states -> (B, H, S, d) past and new states."""
-        if self.past is None:
+        if self.past is not None:
+            keys = torch.cat([self.past[0], keys], dim=-2)
+            values = torch.cat([self.past[1], values], dim=-2)
+        if not _again.get():
             self.keys, self.values = keys, values
-        else:
-            self.keys = torch.cat([self.past[0], keys], dim=-2)
-            self.values = torch.cat([self.past[1], values], dim=-2)
-        self.dtype, self.device = self.keys.dtype, self.keys.device
-        self.is_initialized = True
-        return self.keys, self.values
+            self.dtype, self.device = keys.dtype, keys.device
+            self.is_initialized = True
+        return keys, values
 
     def release(self) -> None:
         """Let go of all states; nothing can be appended any more."""

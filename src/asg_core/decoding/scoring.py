@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asg_core.decoding.cache import running_again
 from asg_core.decoding.model import CausalModel, Segment, join_segments
 from asg_core.decoding.prefixes import PrefixCache
 from asg_core.decoding.tree import Rows, extend, sprout
@@ -168,8 +169,13 @@ def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContext
         yield
         return
 
+    @contextmanager
+    def again() -> Iterator[None]:
+        with active(), running_again():
+            yield
+
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), active()
+        return nullcontext(), again()
 
     run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     own = [vars(layer).get("forward") for layer in layers]

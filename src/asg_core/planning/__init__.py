@@ -7,13 +7,16 @@ Nothing is measured. Memory is that of the largest moment, time a lower bound wi
 from __future__ import annotations
 
 from asg_core.planning.accelerators import ACCELERATORS, Accelerator, find_accelerator
+from asg_core.planning.activations import Activations
 from asg_core.planning.duration import Phase, generation_phases, seconds, understanding_phases
-from asg_core.planning.memory import StepMemory, Workload, generation_memory, images_that_fit, understanding_memory
+from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.shape import Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk, model_shape
+from asg_core.planning.workload import Workload
 
 __all__ = [
     "ACCELERATORS",
     "Accelerator",
+    "Activations",
     "Drawing",
     "DrawingStage",
     "ModelShape",

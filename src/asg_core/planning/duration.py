@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asg_core.planning.accelerators import Accelerator
-from asg_core.planning.memory import SPEC_QUESTIONS, Workload
 from asg_core.planning.shape import ModelShape
+from asg_core.planning.workload import SPEC_QUESTIONS, Workload
 from asg_core.prompts import SCORING_FRAMINGS
 
 if TYPE_CHECKING:

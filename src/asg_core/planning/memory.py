@@ -8,158 +8,70 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.planning.learning import generator_bytes, text_role_bytes
 from asg_core.planning.shape import ModelShape
-from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT
+from asg_core.planning.workload import SPEC_QUESTIONS, Workload, logits_bytes, rates
+from asg_core.prompts import SCORING_FRAMINGS
+from asg_core.roles import Role
 
 if TYPE_CHECKING:
     from asg_core.config import RunConfig
 
-SPEC_QUESTIONS = 3
-"""Questions of a drawing spec at most (``prompts.parse_spec``)."""
-
-ADAPTER_SETS = 3
-"""Kept image prefixes: under the Proposer, the Solver and the base."""
-
 SPARE = 64
 """Positions that a growing cache row keeps in reserve (``decoding.cache``)."""
-
-VOCABULARY_ROWS = 128
-"""Rows of vocabulary-wide float32 logits at a time (``decoding.vocabulary``)."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Token counts of one step for a model, a configuration and an image size.
-
-    Attributes:
-        image: positions of an image prefix.
-        question: of the instruction to ask; ``spec``, ``caption`` likewise.
-        framed: of a question of the longest allowed length under the longest framing.
-        drawn: positions of a drawn candidate's prefix; 0 if the model cannot draw.
-    """
-
-    image: int
-    question: int
-    framed: int
-    spec: int
-    caption: int
-    drawn: int
-
-    @classmethod
-    def of(cls, shape: ModelShape, config: RunConfig, size: tuple[int, int]) -> Workload:
-        """Count for images of ``size`` (width, height) in pixels."""
-        longest = max(shape.prompt_tokens(framing.replace("{question}", "")) for framing in FRAMINGS)
-        return cls(
-            image=shape.see(*size).tokens,
-            question=shape.prompt_tokens(QUESTION_PROMPT),
-            framed=longest + config.ask.max_new_tokens,
-            spec=shape.prompt_tokens(SPEC_PROMPT),
-            caption=shape.prompt_tokens(CAPTION_PROMPT),
-            drawn=shape.see(*shape.drawing.size).tokens if shape.drawing else 0,
-        )
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on the device.
+    """Bytes on the device. The first four are there all the time, of the others one after the other.
 
     Attributes:
         weights: frozen base.
         adapters: all roles, float32, and over a 16-bit base as much again for what it computes with.
-        optimiser: two float32 moments of every role that learns, and the gradients of the largest one.
-        prefixes: kept keys and values of images.
-        cache: keys and values while answers are decoded, prompts and growing rows together.
-        reading: workspace of the pass that reads the images under all policies, before anything else.
-        activations: saved for the largest backward pass.
-        drawing: workspace of candidates being drawn; 0 in an understanding step.
-        logits: vocabulary-wide rows.
+        optimiser: two float32 moments of every role that learns, as after the first update of each.
+        prefixes: kept keys and values of images, and what the vision tower made of them.
+        reading: while images are read, under several policies side by side.
+        decoding: while questions, answers or captions are sampled: keys and values of prompts and growing rows, and the
+            pass that reads the prompts or the logits that tokens are drawn from.
+        drawing: while candidates are drawn; 0 in an understanding step.
+        learning: in the largest update: gradients of the role, activations and what is computed beside them.
     """
 
     weights: int
     adapters: int
     optimiser: int
     prefixes: int
-    cache: int
     reading: int
-    activations: int
+    decoding: int
     drawing: int
-    logits: int
+    learning: int
 
     @property
     def peak(self) -> int:
         """What is always there, and the largest of what comes one after the other."""
-        always = self.weights + self.adapters + self.optimiser + self.prefixes + self.logits
-        return always + max(self.cache, self.reading, self.activations, self.drawing)
-
-
-def cache_bytes(shape: ModelShape, nodes: int, rows: int, prefix: int, prompt: int, new: int) -> int:
-    """Most keys and values alive while ``rows`` samples are decoded, the kept image prefixes not among them.
-
-    First every prompt holds a copy of its image's prefix and the prefix with the prompt appended. Then every sample
-    holds a copy of that, which grows by whole reserves; those of the prompts go as these come.
-
-    Args:
-        shape: of the model.
-        nodes: distinct prompts of all images together.
-        rows: samples.
-        prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
-    """
-    grown = prefix + prompt + SPARE * -(-max(new, 1) // SPARE)
-    return shape.trunk.kv_bytes * max(nodes * (2 * prefix + prompt), rows * grown)
+        always = self.weights + self.adapters + self.optimiser + self.prefixes
+        return always + max(self.reading, self.decoding, self.drawing, self.learning)
 
 
 def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> StepMemory:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels."""
     work = Workload.of(shape, config, size)
-    k, n = config.ask.questions_per_image, config.solve.framings
-    asking = cache_bytes(shape, images, images * k, work.image, work.question, config.ask.max_new_tokens)
-    asked = images * k * n
-    greedy = images * k if config.ste.reduce != "off" else 0  # rows of prompts that are there already
-    solving = cache_bytes(shape, asked, asked + greedy, work.image, work.framed, config.solve.max_new_tokens)
-    groups = config.optimiser.groups_per_pass(images * k)
-    learning_images = min(images, groups)
-    answer = work.framed + config.solve.max_new_tokens
-    activations = _text_activations(shape, config, learning_images, work.image, groups * n, answer)
+    questions, rate = config.ask.questions_per_image, rates(config)
+    policies = 2 + (rate[Role.PROPOSER] > 0 or rate[Role.SOLVER] > 0)  # an update needs the base policy too
+    asked = images * questions * config.solve.framings
+    greedy = images * questions if config.ste.reduce != "off" else 0  # rows of prompts that are there already
+    new = config.ask.max_new_tokens, config.solve.max_new_tokens
     return StepMemory(
         **_standing(shape, config),
-        prefixes=ADAPTER_SETS * images * work.image * shape.trunk.kv_bytes,
-        cache=max(asking, solving),
-        reading=_workspace(shape, ADAPTER_SETS * images * work.image),
-        activations=activations,
+        prefixes=_prefix_bytes(shape, images, work.image, policies),
+        reading=_reading_bytes(shape, images, size, policies),
+        decoding=max(
+            decoding_bytes(shape, images, images, images * questions, work.image, work.question, new[0]),
+            decoding_bytes(shape, images, asked, asked + greedy, work.image, work.framed, new[1]),
+        ),
         drawing=0,
+        learning=max(text_role_bytes(shape, config, work, images, role) for role in (Role.PROPOSER, Role.SOLVER)),
     )
-
-
-def _workspace(shape: ModelShape, tokens: int) -> int:
-    """Of a pass without gradients over ``tokens`` positions: what one layer would save for a backward pass."""
-    return shape.trunk.saved_bytes(tokens, tokens) // shape.trunk.layers
-
-
-def _text_activations(shape: ModelShape, config: RunConfig, images: int, prefix: int, rows: int, own: int) -> int:
-    """Of ``rows`` samples of ``own`` tokens each that share the prefixes of ``images`` images."""
-    trunk = shape.trunk
-    tokens = images * prefix + rows * own
-    context = images * prefix + rows * (prefix + own)
-    if not config.gradient_checkpointing:
-        return trunk.saved_bytes(tokens, context)
-    # kept: every layer's input and the keys and values; recomputed: one layer at a time
-    kept = trunk.layers * trunk.width * trunk.itemsize * tokens + trunk.kv_bytes * context
-    return kept + trunk.saved_bytes(tokens, context) // trunk.layers
-
-
-def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
-    rates = {
-        "proposer": config.optimiser.lr_proposer,
-        "solver": config.optimiser.lr_solver,
-        "generator": config.optimiser.lr_generator,
-    }
-    learning = [count for role, count in shape.adapters.items() if rates[role.value] > 0]
-    return {
-        "weights": shape.weight_bytes,
-        "adapters": (4 if shape.trunk.itemsize == 4 else 8) * sum(shape.adapters.values()),
-        "optimiser": 8 * sum(learning) + 4 * max(learning, default=0),
-        "logits": VOCABULARY_ROWS * shape.trunk.vocabulary * 4 * 2,
-    }
 
 
 def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> StepMemory:
@@ -171,23 +83,85 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     candidates = images * config.generate.candidates
     answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     judged, prompt = candidates * (asked + 1), max(work.framed, work.caption)  # answers and captions are one batch
-    groups = config.optimiser.groups_per_pass(images)
-    learning = groups * config.generate.candidates
-    activations = learning * drawing.loss_bytes
-    if config.gradient_checkpointing and drawing.loss_recomputed:
-        activations = activations // max(drawing.loss_layers, 1) * 2
+    batch = min(candidates, drawing.batch)
     return StepMemory(
         **_standing(shape, config),
-        prefixes=(2 * images * work.image + candidates * work.drawn) * shape.trunk.kv_bytes,
-        cache=max(
-            cache_bytes(shape, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
-            cache_bytes(shape, images * asked, images * asked, work.image, work.framed, answer),
-            cache_bytes(shape, judged, judged, work.drawn, prompt, max(answer, caption)),
+        prefixes=_prefix_bytes(shape, images, work.image, 2) + _prefix_bytes(shape, candidates, work.drawn, 1),
+        reading=max(
+            _reading_bytes(shape, images, size, 2),
+            # to compare them, candidates are read once more, with a short prompt, and not kept
+            _reading_bytes(shape, candidates, drawing.size, 1, work.caption)
+            + candidates * (work.drawn + work.caption) * shape.trunk.kv_bytes,
         ),
-        reading=_workspace(shape, max(2 * images * work.image, candidates * work.drawn)),
-        activations=activations,
-        drawing=min(candidates, drawing.batch) * drawing.bytes_per_image + drawing.bytes_once,
+        decoding=max(
+            decoding_bytes(shape, images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
+            decoding_bytes(shape, images, images * asked, images * asked, work.image, work.framed, answer),
+            decoding_bytes(shape, candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
+            _rescoring_bytes(shape, candidates * asked, work.drawn, work.framed, answer)
+            if config.generate.fidelity == "probability"
+            else 0,
+        ),
+        drawing=batch * drawing.cache_per_image + max(batch * drawing.bytes_per_image, drawing.bytes_once),
+        learning=generator_bytes(shape, config, drawing, images),
     )
+
+
+def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
+    learning = [count for role, count in shape.adapters.items() if rates(config)[role] > 0]
+    return {
+        "weights": shape.weight_bytes,
+        "adapters": (4 if shape.trunk.itemsize == 4 else 8) * sum(shape.adapters.values()),
+        "optimiser": 8 * sum(learning),
+    }
+
+
+def _prefix_bytes(shape: ModelShape, images: int, tokens: int, policies: int) -> int:
+    return images * tokens * (policies * shape.trunk.kv_bytes + shape.trunk.width * shape.trunk.itemsize)
+
+
+def _reading_bytes(shape: ModelShape, images: int, size: tuple[int, int], policies: int, prompt: int = 0) -> int:
+    """The vision tower, then one pass for all policies."""
+    seen = shape.see(*size)
+    return max(images * seen.bytes, shape.trunk.forward_bytes(policies * images, seen.tokens + prompt))
+
+
+def _rescoring_bytes(shape: ModelShape, rows: int, prefix: int, prompt: int, new: int) -> int:
+    """Scoring ``rows`` answers without gradients, each of which reads its prompt with it."""
+    cache = prompt_cache_bytes(shape, 0, rows, prefix, prompt + new)
+    return cache + max(shape.trunk.forward_bytes(rows, prompt + new, prefix), logits_bytes(shape, rows * new))
+
+
+def decoding_bytes(shape: ModelShape, images: int, nodes: int, rows: int, prefix: int, prompt: int, new: int) -> int:
+    """While ``rows`` samples are decoded, the kept image prefixes not among it.
+
+    First the prompts are read: every prompt holds its image's prefix, copied if images have several prompts, and the
+    prefix with the prompt appended. Then every sample holds a copy of that, which grows by whole reserves; those of the
+    prompts go as these come.
+
+    Args:
+        shape: of the model.
+        images: distinct ones.
+        nodes: distinct prompts of all images together.
+        rows: samples.
+        prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
+    """
+    trunk = shape.trunk
+    prompts = prompt_cache_bytes(shape, images, nodes, prefix, prompt)
+    samples = sample_cache_bytes(shape, rows, prefix, prompt, new)
+    in_a_layer = (samples if new > SPARE else prompts) // trunk.layers  # as it is copied into a longer one
+    passing = max(in_a_layer, logits_bytes(shape, rows), trunk.forward_bytes(rows, 1, prefix + prompt + new))
+    return max(prompts + trunk.forward_bytes(nodes, prompt, prefix), samples + passing)
+
+
+def prompt_cache_bytes(shape: ModelShape, images: int, nodes: int, prefix: int, prompt: int) -> int:
+    """Keys and values of prompts that have been read; arguments as of :func:`decoding_bytes`."""
+    copied = prefix if nodes > images else 0
+    return shape.trunk.kv_bytes * nodes * (copied + prefix + prompt)
+
+
+def sample_cache_bytes(shape: ModelShape, rows: int, prefix: int, prompt: int, new: int) -> int:
+    """Keys and values of samples in their last pass; arguments as of :func:`decoding_bytes`."""
+    return shape.trunk.kv_bytes * rows * (prefix + prompt + SPARE * -(-max(new, 1) // SPARE))
 
 
 def images_that_fit(shape: ModelShape, config: RunConfig, size: tuple[int, int], memory: int, *, kind: str) -> int:

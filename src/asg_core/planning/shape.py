@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from asg_core.errors import CapabilityError
 from asg_core.manifest import LoadRequest
+from asg_core.planning.activations import Activations
 from asg_core.plugins import check_weights, find_manifest, resolve, validate_options
 from asg_core.roles import Role
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from asg_core.config import RunConfig
 
 DRAWING_PROMPT = 64
-"""Positions that plans assume for a prompt to draw, template included: its text does not exist yet."""
+"""Positions that plans of time assume for a prompt to draw, template included: its text does not exist yet."""
+
+LONGEST_DRAWING_PROMPT = 192
+"""Positions that plans of memory assume: 80 words (``prompts.parse_spec``) of two tokens each, and the template."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Trunk:
         layers, width, heads, kv_heads, head_width, ffn, vocabulary: sizes.
         parameters: of all matrices that one token passes in the layers; no embeddings, no head.
         itemsize: bytes per number of weights, activations and cache.
+        also_saved: bytes per layer and token that a backward pass needs beside what :meth:`activations` counts.
     """
 
     layers: int
@@ -46,6 +51,7 @@ class Trunk:
     vocabulary: int
     parameters: int
     itemsize: int
+    also_saved: int = 0
 
     @property
     def kv_bytes(self) -> int:
@@ -65,30 +71,95 @@ class Trunk:
         """FLOPs of the vocabulary-wide logits of ``tokens`` positions."""
         return 2.0 * self.width * self.vocabulary * tokens
 
-    def saved_bytes(self, tokens: int, context: int) -> int:
-        """Bytes of activations that a backward pass through LoRA on all linear layers needs, without checkpointing.
+    @property
+    def inner(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_width
 
-        Per layer and token: two norms in float32; their outputs, which the adapted matrices behind them share; queries
-        and attention output; gate, up, what is activated, and their product. Per layer and key: keys and values,
-        repeated to all heads.
+    @property
+    def shares_heads(self) -> bool:
+        """Whether several query heads share keys and values."""
+        return self.kv_heads < self.heads
+
+    def forward_bytes(self, rows: int, new: int, past: int = 0) -> int:
+        """Most bytes that a pass without gradients makes beside the cache: of one layer at a time.
+
+        The embeddings, as segments and as a batch, what comes in and goes out, its norm, queries and attention output;
+        the mask and its two parts; then the larger of keys and values repeated to all heads, with the mask in the
+        layers' dtype and again padded, and of gate, up and their product.
 
         Args:
-            tokens: positions with gradients.
-            context: sum over the rows of the positions that a row's queries attend to.
+            rows: in parallel.
+            new: positions of a row.
+            past: cached positions that they attend to besides.
         """
-        inner = self.heads * self.head_width
-        per_token = 8 * self.width + self.itemsize * (2 * self.width + 2 * inner + 4 * self.ffn)
-        return self.layers * (tokens * per_token + context * 2 * inner * self.itemsize)
+        tokens, cells = rows * new, rows * new * (past + new)
+        always = tokens * (5 * self.width + 2 * self.inner) * self.itemsize + 2 * cells
+        attending = self._repeated(rows * (past + new)) + 2 * cells * self.itemsize
+        return always + max(attending, 3 * tokens * self.ffn * self.itemsize)
+
+    def activations(self, rows: int, new: int, past: int = 0, *, masked: bool = True) -> Activations:
+        """Of a pass through all layers with LoRA on all their linear layers; arguments as of :meth:`forward_bytes`.
+
+        Saved by a layer for each token: two norms in float32; their outputs, which the adapted matrices behind them
+        share; queries and attention output; gate, up, what is activated, and their product. For each key: keys and
+        values, if they are repeated to all heads. And the mask in the layers' dtype. On the way back there are three
+        gradients as wide as gate and up when the product is gone, or, when all of those are gone, those of the repeated
+        keys and values, of queries and attention output; and that of the layer's output.
+
+        Args:
+            masked: False where attention is plainly causal: it then needs neither a mask nor repeated keys and values.
+        """
+        tokens, size = rows * new, self.itemsize
+        repeated = self._repeated(rows * (past + new)) if masked else 0
+        mask = tokens * (past + new) * size if masked else 0
+        per_token = 8 * self.width + size * (2 * self.width + 2 * self.inner + 4 * self.ffn) + self.also_saved
+        layer = tokens * per_token + repeated + mask
+        attending = repeated + tokens * size * (2 * self.inner - 4 * self.ffn)
+        backward = max(2 * tokens * size * self.ffn, attending) + tokens * size * self.width
+        inputs = tokens * self.width * size
+        return Activations(
+            saved=self.layers * layer,
+            inputs=self.layers * inputs,
+            layer=layer,
+            backward=backward,
+            forward=self.forward_bytes(rows, new, past),
+        )
+
+    def _repeated(self, context: int) -> int:
+        """Bytes of one layer's keys and values of ``context`` positions, repeated to all heads if heads share them."""
+        return 2 * context * self.inner * self.itemsize if self.shares_heads else 0
 
 
 @dataclass(frozen=True)
 class SeenImage:
-    """An image shown to the text roles: positions of its prefix, template included, and FLOPs and blocks of the vision
-    tower."""
+    """An image shown to the text roles.
+
+    Attributes:
+        tokens: positions of its prefix, template included.
+        flops: of the vision tower.
+        layers: blocks of it.
+        bytes: that it makes, at its largest moment.
+    """
 
     tokens: int
     flops: float
     layers: int
+    bytes: int
+
+
+def rotary_tower_bytes(patches: int, width: int, ffn: int, itemsize: int) -> int:
+    """Most bytes that a vision tower makes which rotates queries and keys in float32, as those of Qwen do.
+
+    A block's input, its norm, queries, keys and values, with six float32 tensors beside them; or the same with four
+    tensors as wide as the hidden layer.
+
+    Args:
+        patches: of all images.
+        width, ffn: of a block.
+        itemsize: bytes per number.
+    """
+    return patches * (6 * width * itemsize + max(24 * width, 4 * ffn * itemsize))
 
 
 @dataclass(frozen=True)
@@ -126,11 +197,12 @@ class Drawing:
         size: (width, height) in pixels.
         stages: in order.
         batch: most images drawn together.
-        bytes_per_image: caches and guidance rows of one image while it is drawn.
-        bytes_once: largest transient tensor set that does not grow with the batch, e.g. decoding one image to pixels.
+        cache_per_image: what one image keeps while it is drawn: keys and values.
+        bytes_per_image: what comes and goes meanwhile, guidance rows included, at its largest moment.
+        bytes_once: what decoding one image to pixels makes, at its largest moment.
         loss_flops: one forward pass of the loss of one candidate.
-        loss_bytes: activations saved for the backward pass of one candidate, without checkpointing.
-        loss_layers: blocks of one forward pass of the loss.
+        loss_layers: blocks of it.
+        loss: activations of one candidate.
         loss_prompt_flops: of reading a distinct prompt for the loss, once and without gradients.
         loss_recomputed: whether gradient checkpointing covers the loss.
     """
@@ -138,11 +210,12 @@ class Drawing:
     size: tuple[int, int]
     stages: tuple[DrawingStage, ...]
     batch: int
+    cache_per_image: int
     bytes_per_image: int
     bytes_once: int
     loss_flops: float
-    loss_bytes: int
     loss_layers: int
+    loss: Activations
     loss_prompt_flops: float = 0.0
     loss_recomputed: bool = True
 

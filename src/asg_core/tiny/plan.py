@@ -6,7 +6,15 @@ import torch
 
 from asg_core.manifest import LoadRequest
 from asg_core.planning.counting import adapter_parameters, matrix_parameters, part_of
-from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, SeenImage, Trunk
+from asg_core.planning.shape import (
+    DRAWING_PROMPT,
+    LONGEST_DRAWING_PROMPT,
+    Drawing,
+    DrawingStage,
+    ModelShape,
+    SeenImage,
+    Trunk,
+)
 from asg_core.roles import Role
 from asg_core.tiny.backbone import LINEAR, FlowOptions
 from asg_core.tiny.model import CELLS, PIXELS, TinyConfig, TinyModel
@@ -60,7 +68,7 @@ def _shape(
     dtype: torch.dtype = getattr(torch, request.dtype)
     vocabulary = Vocabulary()
     flow = (model.flow_in, model.flow_time, model.flow_out)
-    seen = SeenImage(1 + CELLS, 2.0 * sum(p.numel() for p in model.stem.parameters()) * CELLS, 3)
+    seen = SeenImage(1 + CELLS, 2.0 * sum(p.numel() for p in model.stem.parameters()) * CELLS, 3, 0)
     return ModelShape(
         parts=(
             part_of("text", dtype, model.trunk, model.word_head),
@@ -76,10 +84,11 @@ def _shape(
             size=(PIXELS, PIXELS),
             stages=stages,
             batch=1 << 16,
-            bytes_per_image=trunk.kv_bytes * (DRAWING_PROMPT + CELLS),
+            cache_per_image=trunk.kv_bytes * (LONGEST_DRAWING_PROMPT + CELLS),
+            bytes_per_image=trunk.forward_bytes(1, CELLS, LONGEST_DRAWING_PROMPT),
             bytes_once=0,
             loss_flops=trunk.flops(DRAWING_PROMPT + cells, DRAWING_PROMPT),
-            loss_bytes=trunk.saved_bytes(DRAWING_PROMPT + cells, DRAWING_PROMPT + cells),
             loss_layers=trunk.layers,
+            loss=trunk.activations(1, LONGEST_DRAWING_PROMPT + cells),
         ),
     )

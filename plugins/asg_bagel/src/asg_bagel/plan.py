@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +22,18 @@ from asg_bagel.segments import MARKERS
 from asg_bagel.settings import BagelOptions
 from asg_bagel.tokenizer import BagelTokenizer
 from asg_core.manifest import LoadRequest
+from asg_core.planning.allocation import counted_bytes
 from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters
-from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk
+from asg_core.planning.shape import (
+    DRAWING_PROMPT,
+    LONGEST_DRAWING_PROMPT,
+    Drawing,
+    DrawingStage,
+    ModelShape,
+    Part,
+    SeenImage,
+    Trunk,
+)
 from asg_core.roles import Role
 
 
@@ -38,7 +49,7 @@ def shape_of(config: BagelConfig, request: LoadRequest, prompt_tokens: Callable[
     options: BagelOptions = request.options or BagelOptions()
     dtype: torch.dtype = getattr(torch, request.dtype)
     with torch.device("meta"):
-        model = Bagel(config, generation=options.generation)
+        model = Bagel(config, generation=options.generation).to(dtype)
     layers = model.language_model.model.layers
     und, gen = (_expert_matrices(model, suffix) for suffix in EXPERTS)
     trunk = Trunk(
@@ -51,6 +62,9 @@ def shape_of(config: BagelConfig, request: LoadRequest, prompt_tokens: Callable[
         vocabulary=config.llm.vocab_size,
         parameters=und,
         itemsize=dtype.itemsize,
+        also_saved=(4 + dtype.itemsize)
+        * config.head_dim
+        * (config.llm.num_attention_heads + config.llm.num_key_value_heads),
     )
     text = adapter_parameters(model.language_model, UNDERSTANDING, request.lora.rank)
     drawn = adapter_parameters(model.language_model, GENERATION, request.lora.rank)
@@ -58,7 +72,7 @@ def shape_of(config: BagelConfig, request: LoadRequest, prompt_tokens: Callable[
         parts=_parts(model, dtype),
         trunk=trunk,
         adapters={Role.PROPOSER: text, Role.SOLVER: text, Role.GENERATOR: drawn},
-        see=_seeing(model, options),
+        see=_seeing(model, options, dtype),
         prompt_tokens=prompt_tokens,
         drawing=_drawing(model, options, trunk, gen) if options.generation else None,
     )
@@ -83,15 +97,21 @@ def _parts(model: Bagel, dtype: torch.dtype) -> tuple[Part, ...]:
     return tuple(Part(name, count, count * dtype.itemsize) for name, count in counts.items() if count)
 
 
-def _seeing(model: Bagel, options: BagelOptions) -> Callable[[int, int], SeenImage]:
+def _seeing(model: Bagel, options: BagelOptions, dtype: torch.dtype) -> Callable[[int, int], SeenImage]:
     rule, vision = vision_rule(model, options), model.config.vision
     matrices = matrix_parameters(model.vit_model) + matrix_parameters(model.connector)
+    block: Any = model.vit_model.vision_model.encoder.layers[0]
+    few = torch.empty(1, 64, vision.hidden_size, device="meta", dtype=dtype)
+    per_patch = (
+        counted_bytes(block, few, None) // 64 + few.nbytes // 64 + 2 * dtype.itemsize * model.config.llm.hidden_size
+    )
 
     def see(width: int, height: int) -> SeenImage:
         columns, rows = (side // vision.patch_size for side in rule.size(width, height))
         patches = rows * columns
         attention = 4.0 * vision.num_hidden_layers * vision.hidden_size * patches**2
-        return SeenImage(patches + 2, 2.0 * matrices * patches + attention, vision.num_hidden_layers)
+        flops = 2.0 * matrices * patches + attention
+        return SeenImage(patches + 2, flops, vision.num_hidden_layers, per_patch * patches)
 
     return see
 
@@ -121,10 +141,11 @@ def _drawing(model: Bagel, options: BagelOptions, trunk: Trunk, gen: int) -> Dra
             ),
         ),
         batch=options.draw_batch,
-        # both guidance rows: prompt cache, and one layer's activations at a time
-        bytes_per_image=trunk.kv_bytes * DRAWING_PROMPT + 2 * trunk.saved_bytes(tokens, context) // trunk.layers,
-        bytes_once=8 * config.vae.ch * width * height * trunk.itemsize,
+        # prompts as read, as rows of their own, and as guided rows: the half without a prompt is padded to the other
+        cache_per_image=4 * LONGEST_DRAWING_PROMPT * trunk.kv_bytes,
+        bytes_per_image=trunk.forward_bytes(2, tokens + MARKERS, LONGEST_DRAWING_PROMPT),
+        bytes_once=counted_bytes(decode_latent, model.vae, latent),
         loss_flops=forward,
-        loss_bytes=trunk.saved_bytes(tokens + MARKERS, context),
         loss_layers=trunk.layers,
+        loss=trunk.activations(1, tokens + MARKERS, LONGEST_DRAWING_PROMPT),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,20 @@ from asg_blip3o.preprocessing import ImagePatches, clamp_size
 from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS, LANGUAGE_MODULE, LANGUAGE_TARGETS
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
 from asg_core.manifest import LoadRequest
+from asg_core.planning.activations import Activations
+from asg_core.planning.allocation import adapted, counted_activations, counted_bytes
 from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
-from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk
+from asg_core.planning.shape import (
+    DRAWING_PROMPT,
+    LONGEST_DRAWING_PROMPT,
+    Drawing,
+    DrawingStage,
+    ModelShape,
+    Part,
+    SeenImage,
+    Trunk,
+    rotary_tower_bytes,
+)
 from asg_core.roles import Role
 
 
@@ -37,7 +52,7 @@ def shape_of(model: Blip3oModel, files: Path, request: LoadRequest) -> ModelShap
     """
     options: Blip3oOptions = request.options or Blip3oOptions()
     dtype: torch.dtype = getattr(torch, request.dtype)
-    model.to("meta")
+    model.to("meta", dtype).requires_grad_(False)
     vocabulary = Vocabulary(files)
     sizes = model.vlm.config.text_config
     language = model.vlm.model.language_model
@@ -67,19 +82,23 @@ def shape_of(model: Blip3oModel, files: Path, request: LoadRequest) -> ModelShap
             Role.SOLVER: carried[LANGUAGE_MODULE],
             Role.GENERATOR: carried[FLOW_MODULE] + joint,
         },
-        see=_seeing(model, patches, header),
+        see=_seeing(model, patches, header, dtype),
         prompt_tokens=lambda text: len(vocabulary.encode_plain(text)) + tail,
-        drawing=_drawing(model, options, trunk) if options.drawing else None,
+        drawing=_drawing(model, options, trunk, dtype) if options.drawing else None,
     )
 
 
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the autoencoder, which overflows in float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _parts(model: Blip3oModel, options: Blip3oOptions, dtype: torch.dtype) -> tuple[Part, ...]:
-    # The autoencoder overflows in float16; without drawing the decoder is not read and the flow stays on the host.
-    vae = torch.float32 if dtype == torch.float16 else dtype
+    # without drawing the decoder is not read and the flow stays on the host
     drawing = (
         part_of("queries and flow", dtype, model.latent_queries, model.flow),
         part_of("decoder", dtype, model.decoder.unet),
-        part_of("autoencoder", vae, model.decoder.vae),
+        part_of("autoencoder", vae_dtype(dtype), model.decoder.vae),
     )
     tower = () if model.eva is None else (part_of("EVA-CLIP tower", dtype, model.eva),)
     return (
@@ -90,7 +109,9 @@ def _parts(model: Blip3oModel, options: Blip3oOptions, dtype: torch.dtype) -> tu
     )
 
 
-def _seeing(model: Blip3oModel, patches: ImagePatches, header: int) -> Callable[[int, int], SeenImage]:
+def _seeing(
+    model: Blip3oModel, patches: ImagePatches, header: int, dtype: torch.dtype
+) -> Callable[[int, int], SeenImage]:
     vision: Any = model.vlm.config.vision_config
     merge = vision.spatial_merge_size
     blocks = matrix_parameters(model.vlm.model.visual.blocks)
@@ -106,41 +127,39 @@ def _seeing(model: Blip3oModel, patches: ImagePatches, header: int) -> Callable[
         keys = full * count + (vision.depth - full) * min(window, count)
         attention = 4.0 * vision.hidden_size * count * keys
         flops = 2.0 * (blocks * count + merger * tokens) + attention
-        return SeenImage(header + 1 + tokens + 1, flops, vision.depth)
+        made = rotary_tower_bytes(count, vision.hidden_size, vision.intermediate_size, dtype.itemsize)
+        return SeenImage(header + 1 + tokens + 1, flops, vision.depth, made)
 
     return see
 
 
-def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawing:
+def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk, dtype: torch.dtype) -> Drawing:
     sampler, flow, decoder = options.rollout, model.flow, model.decoder
     tokens = flow.grid**2
     query = DRAWING_PROMPT + 1 + model.n_query
+    longest = LONGEST_DRAWING_PROMPT + 1 + model.n_query
 
+    def empty(*sizes: int) -> torch.Tensor:
+        return torch.empty(*sizes, device="meta", dtype=dtype)
+
+    steps = torch.zeros(1, device="meta", dtype=torch.long)
+    velocity = counted_flops(flow, empty(1, *flow.sample_shape), steps, empty(1, model.n_query, flow.dims.context))
+    denoised = sampler.flow_steps * (2 if sampler.flow_guidance != 1 else 1) * velocity
     reading = trunk.flops(query, query / 2)
-
-    def stage1(rows: int) -> float:
-        x = torch.empty(rows, *flow.sample_shape, device="meta", dtype=torch.float32)
-        context = torch.empty(rows, model.n_query, flow.dims.context, device="meta", dtype=torch.float32)
-        return counted_flops(flow, x, torch.zeros(rows, device="meta", dtype=torch.long), context)
-
-    denoised = sampler.flow_steps * stage1(2 if sampler.flow_guidance != 1 else 1)
     rows = 2 if sampler.decoder_guidance != 1 else 1
     shape = decoder.latent_shape(sampler.height, sampler.width)
-    features = torch.empty(rows, tokens, flow.dims.channels, device="meta")
-    noise = torch.empty(1, *shape, device="meta")
+    features = empty(rows, tokens, flow.dims.channels)
+    noise = empty(1, *shape)
     added = {"text_embeds": features.mean(dim=1), "time_ids": decoder.time_ids(noise, rows)}
-    step = counted_flops(
+    denoise = partial(
         decoder.unet,
         noise.expand(rows, -1, -1, -1),
         torch.zeros((), device="meta"),
         encoder_hidden_states=features,
         added_cond_kwargs=added,
     )
-    widest = int(decoder.vae.config.block_out_channels[0])
+    step = counted_flops(denoise)
     dit = matrix_parameters(flow)
-    width = flow.dims.width
-    per_token = 4 * (8 * width + flow.dims.ffn) + trunk.itemsize * (4 * width + 4 * flow.dims.ffn)
-    through_language = trunk.saved_bytes(query, query) if options.generator_language_lora else 0
     return Drawing(
         size=(sampler.width, sampler.height),
         stages=(
@@ -163,17 +182,41 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk) -> Drawin
             ),
         ),
         batch=options.images_per_batch,
-        # the UNet's skip connections of both guidance rows at full latent size
-        bytes_per_image=12
-        * rows
-        * int(decoder.unet.config.block_out_channels[0])
-        * shape[1]
-        * shape[2]
-        * trunk.itemsize,
-        bytes_once=8 * widest * sampler.width * sampler.height * trunk.itemsize,
-        loss_flops=stage1(1) + (reading if options.generator_language_lora else 0.0),
-        loss_bytes=flow.dims.layers * tokens * per_token + through_language,
+        cache_per_image=0,
+        # prompts are read together, then features are drawn together, then latents
+        bytes_per_image=max(trunk.forward_bytes(1, longest), counted_bytes(denoise)),
+        bytes_once=counted_bytes(decoder.vae.decode, noise, return_dict=False)
+        * vae_dtype(dtype).itemsize
+        // dtype.itemsize,
+        loss_flops=velocity + (reading if options.generator_language_lora else 0.0),
         loss_layers=flow.dims.layers + trunk.layers,
+        loss=_loss(model, trunk, longest, dtype, language=options.generator_language_lora),
         loss_prompt_flops=0.0 if options.generator_language_lora else reading,
         loss_recomputed=False,
     )
+
+
+def _loss(model: Blip3oModel, trunk: Trunk, longest: int, dtype: torch.dtype, *, language: bool) -> Activations:
+    """Of one candidate; no layer is run again, with gradient checkpointing or without."""
+    flow, tokens = model.flow, model.flow.grid**2
+    block: Any = flow.dit.layers[0]
+
+    def empty(*sizes: int) -> torch.Tensor:
+        return torch.empty(1, *sizes, device="meta", dtype=dtype)
+
+    angles = torch.empty(1, tokens, flow.dims.width // flow.dims.heads // 2, device="meta", dtype=torch.complex64)
+    masks = [torch.ones(1, count, device="meta", dtype=torch.bool) for count in (tokens, model.n_query)]
+    context, time = empty(model.n_query, flow.dims.context), empty(min(flow.dims.width, 1024))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return block(x, masks[0], angles, context, masks[1], time, {})  # type: ignore[no-any-return]
+
+    with adapted(layer for name, layer in block.named_modules() if name.endswith(FLOW_TARGETS)):
+        loss = counted_activations(run, empty(tokens, flow.dims.width), flow.dims.layers)
+    read = trunk.activations(1, longest)
+    if language:
+        loss = loss + replace(read, saved=read.saved + 4 * trunk.width * longest)
+    projected = model.n_query * (flow.dims.condition + 3 * flow.dims.context) * dtype.itemsize
+    # at both ends of the network, in float32: noise, target, their mixture, velocities, differences and squares
+    saved = loss.saved + projected + 12 * 4 * math.prod(flow.sample_shape)
+    return replace(loss, saved=saved, inputs=saved, layer=0, forward=max(loss.forward, read.forward))

@@ -11,11 +11,24 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from asg_core.manifest import LoadRequest
+from asg_core.planning.activations import Activations
+from asg_core.planning.allocation import adapted, counted_activations, counted_bytes
 from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
-from asg_core.planning.shape import DRAWING_PROMPT, Drawing, DrawingStage, ModelShape, Part, SeenImage, Trunk
+from asg_core.planning.shape import (
+    DRAWING_PROMPT,
+    LONGEST_DRAWING_PROMPT,
+    Drawing,
+    DrawingStage,
+    ModelShape,
+    Part,
+    SeenImage,
+    Trunk,
+    rotary_tower_bytes,
+)
 from asg_core.roles import Role
 from asg_vargpt.adapters import DECODER, LANGUAGE_MODEL
 from asg_vargpt.architecture import infer
+from asg_vargpt.attention import Rope, ScaleCache
 from asg_vargpt.checkpoint import CONFIG, empty_model
 from asg_vargpt.config import VargptOptions, per_scale
 from asg_vargpt.files import read_json, stored_tensors
@@ -65,9 +78,9 @@ def shape_of(model: Vargpt, files: Path, request: LoadRequest) -> ModelShape:
         parts=_parts(model, dtype),
         trunk=trunk,
         adapters=adapters,
-        see=_seeing(model, options, count(HEADER, special=True)),
+        see=_seeing(model, options, count(HEADER, special=True), dtype),
         prompt_tokens=lambda text: count(text, special=False) + tail,
-        drawing=_drawing(model, options, trunk) if model.generation else None,
+        drawing=_drawing(model, options, trunk, dtype) if model.generation else None,
     )
 
 
@@ -80,7 +93,7 @@ def _parts(model: Vargpt, dtype: torch.dtype) -> tuple[Part, ...]:
     return text, vision, part_of("drawing", dtype, *drawing), part_of("autoencoder", torch.float32, model.vae)
 
 
-def _seeing(model: Vargpt, options: VargptOptions, header: int) -> Callable[[int, int], SeenImage]:
+def _seeing(model: Vargpt, options: VargptOptions, header: int, dtype: torch.dtype) -> Callable[[int, int], SeenImage]:
     vision: Any = model.qwen.config.vision_config
     blocks, merger = matrix_parameters(model.visual.blocks), matrix_parameters(model.visual.merger)
     merge = vision.spatial_merge_size
@@ -91,12 +104,13 @@ def _seeing(model: Vargpt, options: VargptOptions, header: int) -> Callable[[int
         count = int(resized[0] // vision.patch_size) * int(resized[1] // vision.patch_size)
         tokens = count // merge**2
         flops = 2.0 * (blocks * count + merger * tokens) + 4.0 * vision.depth * vision.embed_dim * count**2
-        return SeenImage(header + 1 + tokens + 1, flops, vision.depth)
+        made = rotary_tower_bytes(count, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), dtype.itemsize)
+        return SeenImage(header + 1 + tokens + 1, flops, vision.depth, made)
 
     return see
 
 
-def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk) -> Drawing:
+def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk, dtype: torch.dtype) -> Drawing:
     sampler, decoder = options.rollout, model.decoder.shape
     plan = schedule(sampler.aspect_ratio, sampler.resolution)
     scales, positions = len(plan.grids), plan.positions
@@ -113,9 +127,9 @@ def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk) -> Drawing:
     blockwise = sum(length * end for length, end in zip(plan.lengths, seen, strict=True)) + positions * DRAWING_PROMPT
     cells = 2.0 * per_cell * positions + 4.0 * decoder.depth * decoder.width * blockwise
     width, height = plan.pixels[1], plan.pixels[0]
+    last = plan.lengths[-1]
     latent = torch.empty(1, decoder.bits, *plan.grids[-1], device="meta", dtype=torch.float32)
     forward = 2.0 * trunk.parameters * (positions + DRAWING_PROMPT) + attention * causal + cells
-    inner = 4 * (8 * decoder.width) + trunk.itemsize * (8 * decoder.width + 4 * decoder.ffn_width)
     pixel_parameters = sum(parameter.numel() for parameter in model.vae.decoder.parameters())
     return Drawing(
         size=(width, height),
@@ -126,11 +140,59 @@ def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk) -> Drawing:
             DrawingStage("pixels", 1, counted_flops(model.vae.decode, latent), 2 * pixel_parameters, 20),
         ),
         batch=options.draw_batch,
-        bytes_per_image=trunk.kv_bytes * (DRAWING_PROMPT + positions)
-        + 2 * rows * decoder.depth * decoder.width * positions * trunk.itemsize,
-        bytes_once=8 * model.architecture.vae.widths[0] * width * height * 4,
+        cache_per_image=trunk.kv_bytes * (LONGEST_DRAWING_PROMPT + positions)
+        + 2 * rows * decoder.depth * decoder.width * (LONGEST_DRAWING_PROMPT + positions) * trunk.itemsize,
+        bytes_per_image=max(
+            trunk.forward_bytes(1, last, LONGEST_DRAWING_PROMPT + positions - last),
+            counted_bytes(_block(model, rows, last, positions - last, dtype), _cells(model, rows, last, dtype)),
+        ),
+        bytes_once=counted_bytes(model.vae.decode, latent),
         loss_flops=forward,
-        loss_bytes=trunk.saved_bytes(positions + DRAWING_PROMPT, positions + DRAWING_PROMPT)
-        + decoder.depth * positions * inner,
         loss_layers=trunk.layers + decoder.depth,
+        loss=_loss(model, trunk, positions, dtype, adapted_decoder=options.generator_adapter != "language_model"),
     )
+
+
+def _loss(model: Vargpt, trunk: Trunk, positions: int, dtype: torch.dtype, *, adapted_decoder: bool) -> Activations:
+    """Both halves, and between them the last norm in float32 and the blocks' keys and values of a prompt."""
+    block = model.decoder.blocks[0]
+    names = [name for name, layer in block.named_modules() if isinstance(layer, torch.nn.Linear)]
+    with adapted([block.get_submodule(name) for name in names] if adapted_decoder else []):
+        cells = counted_activations(
+            _block(model, 1, positions, 0, dtype), _cells(model, 1, positions, dtype), model.decoder.shape.depth
+        )
+    context = 2 * model.decoder.shape.depth * model.decoder.shape.width * LONGEST_DRAWING_PROMPT * dtype.itemsize
+    between = 4 * trunk.width * (positions + LONGEST_DRAWING_PROMPT) + context
+    return (
+        trunk.activations(1, positions + LONGEST_DRAWING_PROMPT, masked=False)
+        + cells
+        + Activations(saved=between, inputs=between, layer=0, backward=0, forward=0)
+    )
+
+
+def _cells(model: Vargpt, rows: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(rows, count, model.decoder.shape.width, device="meta", dtype=dtype)
+
+
+def _block(
+    model: Vargpt, rows: int, count: int, before: int, dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """One block over ``count`` cells of as many rows, with ``before`` earlier ones in its cache."""
+    block: Any = model.decoder.blocks[0].to(dtype).requires_grad_(False)
+    shape = model.decoder.shape
+    head_width = shape.width // shape.heads
+
+    def empty(*sizes: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(*sizes, device="meta", dtype=dtype)
+
+    context = tuple(empty(rows, shape.heads, LONGEST_DRAWING_PROMPT, head_width) for _ in range(2))
+    angles = Rope(*(empty(count, head_width // 2, dtype=torch.float32) for _ in range(2)))
+    modulation = empty(rows, 1, 6, shape.width)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        cache = ScaleCache()
+        if before:
+            cache.extend(0, *(empty(rows, shape.heads, before, head_width) for _ in range(2)))
+        return block(x, modulation, context, None, angles, None, cache if before else None, 0)  # type: ignore[no-any-return]
+
+    return run
