@@ -24,6 +24,7 @@ from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.planning import (
     ACCELERATORS,
     Accelerator,
+    Activations,
     ModelShape,
     Phase,
     StepMemory,
@@ -37,7 +38,8 @@ from asg_core.planning import (
     understanding_memory,
     understanding_phases,
 )
-from asg_core.planning.memory import cache_bytes
+from asg_core.planning.allocation import adapted, counted_activations
+from asg_core.planning.memory import decoding_bytes, prompt_cache_bytes, sample_cache_bytes
 from asg_core.roles import Backbone, Role, TextRequest, TextSampling
 
 SIZE = (32, 32)
@@ -76,12 +78,14 @@ def test_adapters_are_those_of_the_loaded_model(shape: ModelShape, loaded: Backb
     assert understanding_memory(shape, config, SIZE, 1).adapters == sum(held.values())
 
 
-def test_adapter_moments_and_gradients_are_counted_for_roles_that_learn(shape: ModelShape, config: RunConfig) -> None:
+def test_moments_and_gradients_are_counted_for_roles_that_learn(shape: ModelShape, config: RunConfig) -> None:
     one = shape.adapters[Role.SOLVER]
     rates = config.optimiser.model_copy(update={"lr_proposer": 0.0, "lr_generator": 0.0})
     frozen = config.model_copy(update={"optimiser": rates})
-    assert understanding_memory(shape, frozen, SIZE, 1).optimiser == (8 + 4) * one
-    assert understanding_memory(shape, config, SIZE, 1).optimiser == (3 * 8 + 4) * one
+    assert understanding_memory(shape, frozen, SIZE, 1).optimiser == 8 * one
+    assert understanding_memory(shape, config, SIZE, 1).optimiser == 3 * 8 * one
+    assert generation_memory(shape, frozen, SIZE, 1).learning == 0
+    assert understanding_memory(shape, frozen, SIZE, 1).learning > 4 * one
 
 
 class Recorder:
@@ -125,10 +129,10 @@ def test_cache_bytes_are_those_of_a_run(
     pictures = [image.image for image in images[:3]]
     kept = 2 * 3 * prefix * shape.trunk.kv_bytes
     loaded.prefill(pictures, [Role.PROPOSER, Role.SOLVER])
-    for texts, nodes, rows in ((prompts, 6, 12), (prompts[:1], 3, 6)):
+    for texts, rows in ((prompts, 12), (prompts[:1], 6)):
         requests = [TextRequest(text, p, seed) for p in pictures for text in texts for seed in range(2)]
         loaded.solve(requests, TextSampling(4))
-        assert recorder.bytes[0] == kept + cache_bytes(shape, nodes, rows, prefix, prompt, 4)
+        assert recorder.bytes[0] == kept + sample_cache_bytes(shape, rows, prefix, prompt, 4)
         recorder.bytes.clear()
 
 
@@ -142,7 +146,7 @@ def test_understanding_cache_covers_a_whole_step(
     recorder = Recorder(loaded, monkeypatch)
     understanding_step(loaded, images[:2], config, 1, RollingPercentile(), EmaBaseline())
     planned = understanding_memory(shape, config, SIZE, 2)
-    assert planned.cache / 3 < max(recorder.bytes) <= planned.cache + planned.prefixes
+    assert planned.decoding / 3 < max(recorder.bytes) <= planned.decoding + planned.prefixes
 
 
 def test_activations_are_near_what_the_backward_pass_keeps(
@@ -166,9 +170,10 @@ def test_activations_are_near_what_the_backward_pass_keeps(
     assert scores[0].logprobs.requires_grad
     prefix, prompt = shape.see(*SIZE).tokens, shape.prompt_tokens("what is red ?")
     new = max(len(sample.token_ids) for sample in samples) - 1
-    tokens = prefix + len(samples) * (prompt + new)  # so few samples share a prompt that each reads it again
-    context = prefix + len(samples) * (prefix + prompt + new)
-    assert shape.trunk.saved_bytes(tokens, context) == pytest.approx(measured, rel=0.05)
+    own = prompt + new  # so few samples share a prompt that each reads it again
+    parts = shape.trunk.activations(1, prefix, masked=False), shape.trunk.activations(12, own, prefix, masked=False)
+    states = shape.trunk.kv_bytes * (prefix + 12 * (prefix + own))
+    assert sum(part.saved for part in parts) + states == pytest.approx(measured, rel=0.05)
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
@@ -180,7 +185,49 @@ def test_trunk_by_hand() -> None:
     assert TRUNK.flops(tokens=10, context=5) == 2 * 1000 * 10 + 4 * 3 * 4 * 2 * 10 * 5
     assert TRUNK.head_flops(7) == 2 * 8 * 100 * 7
     per_token = 8 * 8 + 2 * (2 * 8 + 2 * 8 + 4 * 16)
-    assert TRUNK.saved_bytes(tokens=10, context=50) == 3 * (10 * per_token + 50 * 2 * 8 * 2)
+    repeated, mask = 5 * 50 * 2 * 8 * 2, 10 * 50 * 2
+    made = TRUNK.activations(rows=5, new=2, past=48)
+    assert made.layer == 10 * per_token + repeated + mask
+    assert (made.saved, made.inputs) == (3 * made.layer, 3 * 10 * 8 * 2)
+    attending = repeated + 10 * 2 * (2 * 8 - 4 * 16)
+    assert made.backward == max(2 * 10 * 2 * 16, attending) + 10 * 2 * 8
+    always = 10 * (5 * 8 + 2 * 8) * 2 + 2 * 500
+    assert made.forward == TRUNK.forward_bytes(5, 2, 48) == always + repeated + 2 * 500 * 2
+    assert TRUNK.forward_bytes(1, 10) == 10 * (5 * 8 + 2 * 8) * 2 + 2 * 100 + 3 * 10 * 16 * 2
+    assert TRUNK.activations(5, 2, 48, masked=False).layer == 10 * per_token
+
+
+def test_activations_add_up_by_hand() -> None:
+    one = Activations(saved=100, inputs=10, layer=30, backward=7, forward=20)
+    two = Activations(saved=50, inputs=20, layer=40, backward=3, forward=5)
+    assert one + two == Activations(150, 30, 40, 7, 20)
+    assert one * 2 == Activations(200, 20, 60, 14, 40)
+    assert one.peak(checkpointing=False) == 100 + 20
+    assert one.peak(checkpointing=True) == 10 + 7 + 30
+
+
+def test_activations_of_a_layer_are_those_of_torchs_own(shape: ModelShape) -> None:
+    """A Qwen layer with adapters on the meta device, counted tensor by tensor."""
+    from transformers import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+    sizes = Qwen2Config(hidden_size=64, intermediate_size=352, num_attention_heads=8, num_key_value_heads=2)
+    sizes._attn_implementation = "sdpa"
+    trunk = Trunk(1, 64, 8, 2, 8, 352, 100, 0, 2)
+    with torch.device("meta"):
+        layer = Qwen2DecoderLayer(sizes, 0).to(torch.bfloat16).requires_grad_(False)
+        x, angles = torch.empty(3, 40, 64, dtype=torch.bfloat16), torch.empty(3, 40, 8, dtype=torch.bfloat16)
+        mask = torch.empty(3, 1, 40, 40, dtype=torch.bool)
+    with adapted(part for part in layer.modules() if isinstance(part, torch.nn.Linear)):
+        counted = counted_activations(
+            lambda x: layer(x, attention_mask=mask, position_embeddings=(angles, angles)), x, layers=1
+        )
+    planned = trunk.activations(3, 40)
+    bias = 3 * 40 * 40 * 2  # of the fused kernel, which the count leaves out
+    small = 3 * 40 * 2 * 4  # the norms' means
+    assert planned.layer - bias + small == counted.layer
+    assert planned.backward == counted.backward
+    assert 0.7 * planned.forward < counted.forward + x.nbytes < planned.forward
 
 
 def test_a_qwen_sized_trunk_costs_what_is_known_of_it() -> None:
@@ -194,19 +241,29 @@ def test_a_qwen_sized_trunk_costs_what_is_known_of_it() -> None:
 
 def test_cache_by_hand(shape: ModelShape) -> None:
     shape = replace(shape, trunk=TRUNK)
-    # 6 prompts, 12 samples; 10 + 5 positions, one reserve of 64
-    assert cache_bytes(shape, 6, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
-    assert cache_bytes(shape, 2, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
-    # a long prefix and a sample a prompt: the prompts' own copies are the most
-    assert cache_bytes(shape, 6, 6, 1000, 5, new=64) == 48 * (6 * 1000 + 6 * 1005)
+    # 12 samples; 10 + 5 positions, one reserve of 64; then two reserves
+    assert sample_cache_bytes(shape, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
+    assert sample_cache_bytes(shape, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
+    # 6 prompts of 3 images hold copies of their prefixes, 3 do not
+    assert prompt_cache_bytes(shape, 3, 6, 1000, 5) == 48 * (6 * 1000 + 6 * 1005)
+    assert prompt_cache_bytes(shape, 3, 3, 1000, 5) == 48 * 3 * 1005
+
+
+def test_decoding_is_reading_the_prompts_or_drawing_the_last_token(shape: ModelShape) -> None:
+    shape = replace(shape, trunk=replace(TRUNK, vocabulary=1000))
+    prompts = prompt_cache_bytes(shape, 3, 6, 1000, 5) + TRUNK.forward_bytes(6, 5, 1000)
+    assert decoding_bytes(shape, 3, 6, 6, 1000, 5, new=4) == prompts
+    samples = sample_cache_bytes(shape, 50, 10, 5, 64) + 50 * 1000 * 24  # logits: six float32 numbers
+    assert decoding_bytes(shape, 3, 6, 50, 10, 5, new=64) == samples
 
 
 def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
     memory = StepMemory(
-        weights=1, adapters=2, optimiser=4, prefixes=8, cache=160, reading=32, activations=320, drawing=64, logits=16
+        weights=1, adapters=2, optimiser=4, prefixes=8, reading=160, decoding=320, drawing=640, learning=1280
     )
-    assert memory.peak == 1 + 2 + 4 + 8 + 16 + 320
-    assert replace(memory, reading=1000).peak == 1 + 2 + 4 + 8 + 16 + 1000
+    assert memory.peak == 1 + 2 + 4 + 8 + 1280
+    for name in ("reading", "decoding", "drawing"):
+        assert replace(memory, **{name: 5000}).peak == 1 + 2 + 4 + 8 + 5000
 
 
 def test_a_phase_is_bound_by_the_slowest_of_three() -> None:
@@ -281,13 +338,13 @@ def test_one_image_more_than_fits_does_not_fit(shape: ModelShape, config: RunCon
     assert images_that_fit(shape, config, SIZE, 1000, kind=kind) == 0
 
 
-def test_checkpointing_and_small_backward_passes_save_activations(shape: ModelShape, config: RunConfig) -> None:
-    def activations(**changes: object) -> int:
+def test_checkpointing_and_small_backward_passes_save_memory(shape: ModelShape, config: RunConfig) -> None:
+    def learning(**changes: object) -> int:
         settings = {"optimiser": config.optimiser.model_copy(update={"micro_batch": changes.pop("micro_batch", 0)})}
-        return understanding_memory(shape, config.model_copy(update={**settings, **changes}), SIZE, 4).activations
+        return understanding_memory(shape, config.model_copy(update={**settings, **changes}), SIZE, 4).learning
 
-    assert activations(micro_batch=1) < activations(micro_batch=2) < activations()
-    assert activations(gradient_checkpointing=True) < activations() / 2
+    assert learning(micro_batch=1) < learning(micro_batch=2) < learning()
+    assert learning(gradient_checkpointing=True) < learning() / 1.5
 
 
 # -- finding a device, a model, and nothing ---------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_memory_decides_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_and_schedule_count(capsys: pytest.CaptureFixture[str]) -> None:
-    few, many = (plan(capsys, f"solve.framings={n}")["steps"][0]["bytes"]["cache"] for n in (2, 7))  # type: ignore[index]
+    few, many = (plan(capsys, f"solve.framings={n}")["steps"][0]["bytes"]["decoding"] for n in (2, 7))  # type: ignore[index]
     assert few < many
     only = plan(capsys, "schedule.mode=generation", "generate.prompts_per_step=2")
     assert [(s["kind"], s["images"]) for s in only["steps"]] == [("generation", 2)]  # type: ignore[union-attr, index]

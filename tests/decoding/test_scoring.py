@@ -290,3 +290,21 @@ def test_sharing_keeps_fewer_activations_than_an_unshared_batch(build_rig, make_
     (shared, scores), (unshared, expected) = kept(samples), kept(alone)
     torch.testing.assert_close(scores[3].logprobs, expected[3].logprobs, rtol=0, atol=2e-5)
     assert shared <= 0.65 * unshared
+
+
+def test_a_layer_that_is_run_again_keeps_nothing_for_the_next(rig, monkeypatch):
+    """Keys and values in a cache hold what they were computed from: a layer's norms, until the backward pass ends."""
+    made = []
+    start = cache.BranchLayer.__init__
+
+    def spied(layer, *args):
+        start(layer, *args)
+        made.append(layer)
+
+    samples = sampled(rig, [TextRequest("what is it ?", None, seed) for seed in range(2)])
+    monkeypatch.setattr(cache.BranchLayer, "__init__", spied)
+    scores = token_logits(rig.model, samples, rig.adapters, Role.SOLVER, checkpoint_layers=rig.layers)
+    before = [(layer.keys, layer.values) for layer in made]
+    sum(score.logprobs.sum() for score in scores).backward()
+    assert len(before) >= 2 * len(rig.layers)
+    assert all(layer.keys is k and layer.values is v for layer, (k, v) in zip(made, before, strict=True))

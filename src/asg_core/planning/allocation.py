@@ -24,7 +24,8 @@ def counted_bytes(run: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Most bytes alive at once of what a call without gradients makes, its result included."""
     with torch.no_grad(), torch.device("meta"), _Alive() as alive, _FusedAttention():
         run(*args, **kwargs)
-    return alive.peak
+    peak: int = alive.peak
+    return peak
 
 
 def counted_activations(run: Callable[[Tensor], Tensor], x: Tensor, layers: int = 1) -> Activations:
@@ -69,7 +70,7 @@ class _Adapter(torch.autograd.Function):
         return result.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = ctx.saved_tensors
         return gradient, torch.empty_like(x)
 
@@ -122,6 +123,6 @@ class _Attend(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         query, key, value, _ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

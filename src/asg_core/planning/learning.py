@@ -64,10 +64,9 @@ def _scoring_bytes(
     # keys and values of the prefixes, of their copies, and of the copies with a sample appended
     copies, appended = rows * prefix * trunk.kv_bytes, rows * (prefix + own) * trunk.kv_bytes
     prefixes = images * prefix * trunk.kv_bytes
-    if again:
-        states = prefixes + copies + appended
-    else:
-        states = 0 if trunk.shares_heads else prefixes + appended  # what is repeated to all heads is not needed itself
+    states = prefixes + copies + appended
+    if not again:  # what is repeated to all heads is not needed itself
+        states = 0 if trunk.shares_heads else prefixes + appended
     norm = 4 * trunk.width * (rows * own + (0 if prompt else images * prefix))  # the last one, in float32
     scored = max(copies + appended + after.forward, logits_bytes(shape, rows * new))
     return max(
