@@ -187,6 +187,15 @@ def test_flops_are_those_of_torchs_own_counter(card: PretendedCuda) -> None:
     assert counts.flops.total() == counter.get_total_flops() > 0
 
 
+def test_a_fused_gradient_is_one_kernel(card: PretendedCuda) -> None:
+    x = numbers(2**20, learns=True)
+    y, gradient = nn.functional.silu(x), numbers(2**20)
+    with card.count() as counts:
+        y.backward(gradient)
+    assert counts.kernels == {"silu_backward": 1}
+    assert counts.peak_bytes == 4 * 2**21, "x, y, and a gradient of each"
+
+
 def test_kernels_and_bytes_of_a_chain(card: PretendedCuda) -> None:
     x, table, ids = numbers(8, 128), numbers(1000, 128), torch.zeros(8, dtype=torch.long, device="cuda")
     with card.count() as counts:
