@@ -202,8 +202,8 @@ def test_activations_add_up_by_hand() -> None:
     two = Activations(saved=50, inputs=20, layer=40, backward=3, forward=5)
     assert one + two == Activations(150, 30, 40, 7, 20)
     assert one * 2 == Activations(200, 20, 60, 14, 40)
-    assert one.peak(checkpointing=False) == 100 + 20
-    assert one.peak(checkpointing=True) == 10 + 7 + 30
+    assert (one.kept(checkpointing=False), one.kept(checkpointing=True)) == (100, 10)
+    assert (one.passing(checkpointing=False), one.passing(checkpointing=True)) == (20, 7 + 30)
 
 
 def test_activations_of_a_layer_are_those_of_torchs_own(shape: ModelShape) -> None:

@@ -171,6 +171,7 @@ def _named(given: object) -> str:
     ],
     indirect=["model"],
     ids=_named,
+    scope="module",
 )
 def test_a_step_needs_what_is_planned_and_little_less(model: Model, case: Case) -> None:
     planned, counted = model.planned(case), model.counted(case)
@@ -185,6 +186,7 @@ def test_a_step_needs_what_is_planned_and_little_less(model: Model, case: Case) 
 def test_as_many_images_as_are_said_to_fit_do_and_more_do_not(
     model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gc.collect()  # what a step left that ran out of memory
     memory = model.planned(Case(kind, 2)).peak + 2**20
     config = model.config(Case(kind, 3))
     assert images_that_fit(model.built.shape, config, (448, 448), memory, kind=kind) == 2

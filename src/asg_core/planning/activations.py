@@ -45,6 +45,6 @@ class Activations:
         """Beside what is kept, in the backward pass."""
         return self.backward + (self.layer if checkpointing else 0)
 
-    def peak(self, checkpointing: bool) -> int:
-        """In all: while the base policy scores what the role has scored, or in the backward pass."""
-        return self.kept(checkpointing) + max(self.forward, self.returning(checkpointing))
+    def passing(self, checkpointing: bool) -> int:
+        """Beside what is kept: while the base policy scores what the role has scored, or in the backward pass."""
+        return max(self.forward, self.returning(checkpointing))

@@ -35,8 +35,11 @@ def generator_bytes(shape: ModelShape, config: RunConfig, drawing: Drawing, imag
     """The update of the Generator from the candidates of ``images`` prompts; 0 if it does not learn."""
     if rates(config)[Role.GENERATOR] == 0:
         return 0
-    learned = config.optimiser.groups_per_pass(images) * config.generate.candidates
-    return _with_gradients(shape.adapters[Role.GENERATOR], (drawing.loss * learned).peak(config.gradient_checkpointing))
+    again, prompts = config.gradient_checkpointing, config.optimiser.groups_per_pass(images)
+    of_a_prompt = drawing.loss * config.generate.candidates
+    in_a_pass = of_a_prompt if drawing.loss_by_prompt else of_a_prompt * prompts
+    kept = (of_a_prompt * prompts).kept(again)
+    return _with_gradients(shape.adapters[Role.GENERATOR], kept + in_a_pass.passing(again))
 
 
 def _with_gradients(parameters: int, largest: int) -> int:

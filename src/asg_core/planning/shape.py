@@ -205,6 +205,7 @@ class Drawing:
         loss: activations of one candidate.
         loss_prompt_flops: of reading a distinct prompt for the loss, once and without gradients.
         loss_recomputed: whether gradient checkpointing covers the loss.
+        loss_by_prompt: whether each prompt's candidates are a pass of their own.
     """
 
     size: tuple[int, int]
@@ -218,6 +219,7 @@ class Drawing:
     loss: Activations
     loss_prompt_flops: float = 0.0
     loss_recomputed: bool = True
+    loss_by_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk, dtype: torch.d
         loss_flops=forward,
         loss_layers=trunk.layers + decoder.depth,
         loss=_loss(model, trunk, positions, dtype, adapted_decoder=options.generator_adapter != "language_model"),
+        loss_by_prompt=True,
     )
 
 
