@@ -183,14 +183,8 @@ def test_a_step_needs_what_is_planned_and_little_less(model: Model, case: Case) 
 
 @pytest.mark.parametrize("model", [MODELS["vargpt", True]], indirect=True, ids=_named)
 @pytest.mark.parametrize("kind", ["understanding", "generation"])
-def test_as_many_images_as_are_said_to_fit_do_and_more_do_not(
-    model: Model, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gc.collect()  # what a step left that ran out of memory
-    memory = model.planned(Case(kind, 2)).peak + 2**20
+def test_as_many_images_as_are_said_to_fit_do_and_more_do_not(model: Model, kind: str) -> None:
+    memory = model.planned(Case(kind, 2)).peak
     config = model.config(Case(kind, 3))
     assert images_that_fit(model.built.shape, config, (448, 448), memory, kind=kind) == 2
-    monkeypatch.setattr(model.card.memory, "total", model.others + memory)
-    model.counted(Case(kind, 2))
-    with pytest.raises(torch.OutOfMemoryError):
-        model.counted(Case(kind, 3))
+    assert model.counted(Case(kind, 2)) <= memory < model.counted(Case(kind, 3))
