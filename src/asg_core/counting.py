@@ -199,7 +199,7 @@ class _Counter:
         if self._inside:  # a backbone that uses its own roles is still in the phase that was asked for
             return method(*args, **kwargs)
         given = inspect.signature(method).bind(*args, **kwargs).arguments
-        phase = _phase(name, given)
+        before, phase = self.costs.phase, _phase(name, given)
         cost = self.enter(phase)
         self._inside = True
         try:
@@ -207,7 +207,8 @@ class _Counter:
         finally:
             self._inside = False
             if phase != "update":
-                self.enter("core")
+                # a run's first update scores a few samples again, to learn what rounding does, and goes on
+                self.enter("update" if (before, phase) == ("update", "score") else "core")
         items = next(iter(given.values()))
         texts = {"ask": result, "solve": result, "token_logits": items}.get(name, ())
         cost.calls += 1

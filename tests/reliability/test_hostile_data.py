@@ -27,6 +27,7 @@ from asg_core.monitor import CollapseMonitor
 from asg_core.plugins import find_manifest, list_plugins
 from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.roles import Role
+from asg_core.steps.replay import NoiseFloor
 from asg_core.yaml_io import parse_yaml
 
 
@@ -294,6 +295,7 @@ def take_in(state: dict[str, Any]) -> None:
     trainer: Any = SimpleNamespace(
         config=RunConfig.model_validate({"optimiser": {"micro_batch": "auto"}}),
         betas={role: AdaptiveKl(0.1) for role in (Role.PROPOSER, Role.SOLVER)},
+        floors={role: NoiseFloor() for role in Role},
         window=RollingPercentile(),
         baseline=EmaBaseline(),
         monitor=CollapseMonitor(Alarms()),
@@ -312,7 +314,17 @@ def take_in(state: dict[str, Any]) -> None:
 @fuzz(1000)
 @given(
     key=st.sampled_from(
-        ["betas", "window", "baseline", "monitor", "pool", "nonfinite_in_a_row", "seconds", "images_at_once"]
+        [
+            "betas",
+            "replay_floors",
+            "window",
+            "baseline",
+            "monitor",
+            "pool",
+            "nonfinite_in_a_row",
+            "seconds",
+            "images_at_once",
+        ]
     ),
     value=st.one_of(json_values, st.sampled_from([np.nan, np.inf, -np.inf, True, -1, 2**70])),
     inside=st.booleans(),
