@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 # Test modules share code, and pytest's importlib mode puts no test folder on the path.
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
@@ -18,6 +19,14 @@ from pretended_cuda import PretendedCuda, obstacle
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_device_chosen() -> Iterator[None]:
+    """accelerate keeps the first device of a process: that of another module's tests must not be that of these."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

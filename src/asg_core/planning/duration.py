@@ -75,13 +75,16 @@ class _Counter:
         read = new * (self.trunk.weight_bytes + rows * context * self.trunk.kv_bytes)
         return Phase(name, new, new * self.trunk.layers, flops, read)
 
-    def update(self, name: str, images: int, prefix: int, rows: int, prompt: int, new: int, *, again: bool) -> Phase:
-        samples = UPDATE_PASSES + again
-        shown = samples - 1  # the base has read the images before
-        flops = shown * images * self.trunk.flops(prefix, prefix / 2)
-        flops += samples * rows * self.trunk.flops(prompt + new, prefix)
+    def update(
+        self, name: str, images: int, prefix: int, rows: int, prompt: int, new: int, *, shared: bool, again: bool
+    ) -> Phase:
+        """``shared``: all samples of an image have one prompt, which passes with gradients read with the image."""
+        shown = UPDATE_PASSES - 1 + again  # passes with gradients; the base has read the images before
+        read, own = (prefix + prompt, new) if shared else (prefix, prompt + new)
+        flops = shown * (images * self.trunk.flops(read, read / 2) + rows * self.trunk.flops(own, read))
+        flops += rows * self.trunk.flops(prompt + new, prefix)
         flops += UPDATE_PASSES * self.trunk.head_flops(rows * new)
-        passes = samples + shown
+        passes = 2 * shown + 1
         return Phase(name, passes, passes * self.trunk.layers, flops, passes * self.trunk.weight_bytes)
 
 
@@ -103,10 +106,14 @@ def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, 
         count.decode("solve, decode", images * k * answers, framed, solve),
     ]
     if config.optimiser.lr_proposer:
-        phases.append(count.update("update Proposer", images, work.image, images * k, work.question, ask, again=again))
-    if config.optimiser.lr_solver:
+        rows = images * k
         phases.append(
-            count.update("update Solver", images, work.image, images * k * n, work.framed, solve, again=again)
+            count.update("update Proposer", images, work.image, rows, work.question, ask, shared=True, again=again)
+        )
+    if config.optimiser.lr_solver:
+        rows = images * k * n
+        phases.append(
+            count.update("update Solver", images, work.image, rows, work.framed, solve, shared=False, again=again)
         )
     return phases
 
