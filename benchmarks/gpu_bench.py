@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 from gpu_models import Built, pictures
 from scripted import confident, endless
+from scripted_step import Kind, Lengths, step_config
 
 from asg_core.causal_backbone import CausalBackbone
+from asg_core.config import Optimiser, RunConfig
+from asg_core.optimiser import RoleOptimiser
 from asg_core.planning import Accelerator as Rates
 from asg_core.roles import Role
 from asg_core.steps.replay import NoiseFloor
 
 SHARE = 0.85
 """Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """A workload: new tokens of each kind of completion, all of which are always produced, and an image's side."""
-
-    ask: int
-    spec: int
-    solve: int
-    caption: int
-    side: int
 
 
 @dataclass
@@ -54,6 +48,7 @@ class Bench:
         self.backbone: CausalBackbone = self.built.backbone
         self.many = 2 if self.tiny else 8
         self.floors = {role: NoiseFloor() for role in Role}
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         side = self.built.side
         self.short = Lengths(6, 6, 3, 4, side) if self.tiny else Lengths(32, 64, 16, 32, side)
         # the workload of the bars: 1,024 image tokens, 250 decoding passes
@@ -72,6 +67,18 @@ class Bench:
         if self.device.type != "cuda":
             return None
         return torch.cuda.get_device_properties(self.device).total_memory - self.others
+
+    def config(self, kind: Kind, count: int, lengths: Lengths) -> RunConfig:
+        """Settings of a step that fits."""
+        room = math.inf if self.memory is None else SHARE * self.memory
+        return step_config(self.backbone, self.built.shape, kind, count, lengths, room)
+
+    def optimiser(self, role: Role) -> RoleOptimiser:
+        """A fresh one, with the settings of a run but for a rate that changes next to nothing."""
+        settings = Optimiser()
+        return RoleOptimiser(
+            self.backbone.trainable(role), 1e-6, settings.weight_decay, settings.max_grad_norm, self.accelerator
+        )
 
     def times(self, factor: float, other: str) -> Callable[[], float]:
         """Seconds of something that takes about ``factor`` times as long as ``other`` did."""

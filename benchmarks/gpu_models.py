@@ -31,6 +31,12 @@ class Built:
     drawings: Mapping[str, Drawing]
     side: int
 
+    def prefill_flops(self, prompt: str) -> float:
+        """FLOPs of an image and then a prompt through tower and layers; no head."""
+        seen, own = self.shape.see(self.side, self.side), self.shape.prompt_tokens(prompt)
+        trunk = self.shape.trunk
+        return seen.flops + trunk.flops(seen.tokens, seen.tokens) + trunk.flops(own, seen.tokens + own)
+
 
 def installed(name: str) -> bool:
     """Whether the plugin can be imported."""

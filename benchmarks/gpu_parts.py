@@ -64,7 +64,7 @@ def prefill(bench: Bench) -> Iterator[Row]:
     shape, side = bench.built.shape, bench.built.side
     seen, prompt = shape.see(side, side), shape.prompt_tokens(QUESTION_PROMPT)
     tokens = seen.tokens + prompt
-    flops = seen.flops + shape.trunk.flops(tokens, tokens / 2)
+    flops = bench.built.prefill_flops(QUESTION_PROMPT)
 
     def once() -> float:
         request = TextRequest(QUESTION_PROMPT, pictures(1, side)[0], 0)

@@ -11,7 +11,7 @@ import torch
 from gpu_bench import Bench
 from gpu_models import pictures
 from gpu_rows import Row
-from gpu_steps import take
+from scripted_step import UPDATED, require_updates, scripted_step
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,17 +69,19 @@ def syncs(bench: Bench) -> Iterator[Row]:
     with watched(bench.device) as found:
         bench.backbone.generate([ImageRequest("a red square", 1)], ImageSampling("rollout"))
     yield _row("a network call of drawing", found, calls)
-    for kind, roles in (("understanding", 2), ("generation", 1)):
+    for kind, roles in UPDATED.items():
         updates: Counter[str] = Counter()
 
         @contextmanager
         def watch(part: str, updates: Counter[str] = updates) -> Iterator[None]:
             with watched(bench.device) as found:
                 yield
-            updates.update(found if part == "update" else {})
+            updates.update(found if part.startswith("update") else {})
 
-        take(bench, kind, 1, bench.short, bench.backbone, watch=watch)
-        yield _row(f"an update, {kind} step", updates, roles)
+        images, config = pictures(1, bench.short.side), bench.config(kind, 1, bench.short)
+        model, floors = bench.backbone, bench.floors
+        require_updates(scripted_step(model, kind, images, config, bench.optimiser, floors=floors, watch=watch))
+        yield _row(f"an update, {kind} step", updates, len(roles))
 
 
 def kernels(bench: Bench) -> Iterator[Row]:

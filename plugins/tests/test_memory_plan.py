@@ -10,7 +10,6 @@ import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,20 +17,15 @@ import torch
 from accelerate import Accelerator
 from gpu_models import Built, build, pictures
 from pretended_cuda import PretendedCuda, obstacle
-from scripted import Scripted, endless
+from scripted import endless
+from scripted_step import Kind, scripted_step
 
 from asg_core.config import RunConfig
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
+from asg_core.decoding import CompiledDecode
 from asg_core.optimiser import RoleOptimiser
 from asg_core.planning import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.workload import rates
-from asg_core.policy import AdaptiveKl, EmaBaseline
 from asg_core.roles import Role
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import proposer_groups, solver_groups, update_text_role
 
 PLENTY = 2**40
 TIGHT = 0.8
@@ -42,14 +36,15 @@ TIGHT = 0.8
 class Case:
     """A step: its kind, images, their side in pixels, and settings other than the shortest possible."""
 
-    kind: str
+    kind: Kind
     images: int = 1
     side: int = 448
     settings: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
     def __str__(self) -> str:
         words = [f"{section}.{key}={value}" for section, some in self.settings.items() for key, value in some.items()]
-        return " ".join([f"{self.kind} x{self.images} {self.side}px", *words])
+        return " ".join([f"{self.kind} x{self.images} {self.side}px", *words, *["compiled"] * self.compiled])
 
 
 UNDERSTANDING, GENERATION = Case("understanding"), Case("generation")
@@ -69,6 +64,8 @@ RECOMPUTED = {
     "vargpt": [
         Case("understanding", 2, 448, {"optimiser": {"lr_proposer": 0.0, "micro_batch": 1}}),
         Case("understanding", 1, 672, {"optimiser": {"lr_proposer": 0.0, "lr_solver": 0.0}}),
+        Case("understanding", 2, 448, compiled=True),
+        Case("generation", 1, 448, compiled=True),
         Case("generation", 8, 224, {"generate": {"candidates": 3}, "optimiser": {"lr_proposer": 0.0}}),
         Case("generation", 1, 448, {"optimiser": {"lr_generator": 0.0}, "solve": {"caption_max_new_tokens": 24}}),
     ],
@@ -99,7 +96,10 @@ class Model:
             "ste": {},
         }
         sections = {name: {**some, **case.settings.get(name, {})} for name, some in base.items()}
-        return RunConfig.model_validate({**sections, "gradient_checkpointing": self.checkpointing})
+        options = {"compile_decode": case.compiled}
+        return RunConfig.model_validate(
+            {**sections, "gradient_checkpointing": self.checkpointing, "backbone_options": options}
+        )
 
     def planned(self, case: Case) -> StepMemory:
         """What the plan says."""
@@ -108,21 +108,14 @@ class Model:
 
     def counted(self, case: Case) -> int:
         """The most bytes that were alive in the step."""
-        config, model = self.config(case), self.built.backbone
-        images = [PoolImage(Path(f"{i}.png"), one) for i, one in enumerate(pictures(case.images, case.side))]
-        scripted = Scripted(model, [image.image for image in images], config.solve.framings)
+        config, images = self.config(case), pictures(case.images, case.side)
         optimisers = {role: self._trained(role, config) for role in Role}
-        beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
+        model: Any = self.built.backbone
+        # rooms are what they are whether or not their passes are translated
+        model.compiled = CompiledDecode(model.text, lambda run, device: run) if case.compiled else None
         with self.card.count() as counts:
-            if case.kind == "understanding":
-                items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
-                for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
-                    report = update_text_role(scripted, role, groups, optimisers[role], beta, config)
-                    assert report.step.applied == (optimisers[role].lr > 0)
-            else:
-                drawn = generation_step(scripted, images, config, 1)
-                report = update_generator(scripted, drawn, optimisers[Role.GENERATOR], config, 1)
-                assert report.step.applied == (optimisers[Role.GENERATOR].lr > 0)
+            reports = scripted_step(model, case.kind, images, config, optimisers.__getitem__)
+        assert all(report.step.applied == (optimisers[role].lr > 0) for role, report in reports.items())
         return counts.peak_bytes - self.others
 
     def _trained(self, role: Role, config: RunConfig) -> RoleOptimiser:

@@ -187,6 +187,17 @@ def test_flops_are_those_of_torchs_own_counter(card: PretendedCuda) -> None:
     assert counts.flops.total() == counter.get_total_flops() > 0
 
 
+def test_causal_attention_is_half_the_square_and_its_gradient_five_products_for_two(card: PretendedCuda) -> None:
+    q = numbers(1, 2, 128, 64, learns=True)
+    with card.count() as counts:
+        out = nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+    forward = counts.flops.total()
+    assert forward == 4 * 2 * 64 * 128 * 128 / 2
+    with card.count() as counts:
+        out.backward(numbers(1, 2, 128, 64))
+    assert counts.flops.total() == 2.5 * forward
+
+
 def test_a_fused_gradient_is_one_kernel(card: PretendedCuda) -> None:
     x = numbers(2**20, learns=True)
     y, gradient = nn.functional.silu(x), numbers(2**20)

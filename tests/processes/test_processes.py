@@ -24,6 +24,7 @@ from asg_core.run_folder import read_json_lines
 from .conftest import Launch
 
 STEPS = 5
+INNER_STEPS = 2
 FLOAT = 1e-5
 """Records agree this closely: float32 rounding of one batch against smaller ones. Seen: up to 1.1e-6."""
 
@@ -38,7 +39,7 @@ def settings(config: RunConfig, scenes: Path, out: Path, **changes: Any) -> dict
         "device": "cpu",
         "images_per_step": 3,
         "generate": {"prompts_per_step": 3, "candidates": 2},
-        "policy": {"solver_advantage": "ema"},
+        "policy": {"solver_advantage": "ema", "inner_steps": INNER_STEPS},
         "checkpoint_every_steps": 2,
         "sample_every_steps": 1,
         **changes,
@@ -174,13 +175,13 @@ def test_all_processes_end_with_the_same_bits(together: tuple[Path, list[dict[st
 
 def assert_one_collective_per_update(found: list[dict[str, Any]], outcome: dict[str, Any]) -> None:
     updated = [role.value for r in found for role in Role if r.get(f"loss_{role.value}") is not None]
-    assert len(outcome["sizes"]) == len(updated)
-    for size, role in zip(outcome["sizes"], updated, strict=True):
+    assert len(outcome["sizes"]) == INNER_STEPS * len(updated)
+    for size, role in zip(outcome["sizes"], [role for role in updated for _ in range(INNER_STEPS)], strict=True):
         assert 0 < size - outcome["parameters"][role] < 200  # gradients, and some numbers behind them
 
 
 def test_each_role_update_is_one_collective_of_all_gradients(together: tuple[Path, list[dict[str, Any]]]) -> None:
-    """C12."""
+    """C12; an update of two inner steps is two."""
     out, outcomes = together
     for outcome in outcomes:
         assert len(outcome["sizes"]) >= 7

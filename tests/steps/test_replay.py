@@ -98,6 +98,9 @@ def test_rounding_passes_however_much_of_it_lies_beyond_the_clip(confident: Conf
         # what is measured by scoring alone is the size of what sampling and scoring differ by
         assert report.drift.kl / 6 < floor.nats < 6 * report.drift.kl
         assert report.drift.kl < floor.limit(torch.bfloat16, 10**6)
+        # kernels that round alike in both scorings measure nothing of what sampling rounds
+        tokens = sum(len(sample.token_ids) for sample in confident.samples)
+        assert report.drift.kl < 0.6 * NoiseFloor(0.0).limit(torch.bfloat16, tokens)
 
 
 @pytest.mark.parametrize("other", [None, Role.PROPOSER], ids=["adapter off", "another role's adapter"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from asg_core.testing.device_tensor import DeviceTensor
 from pretended_cuda.memory import Block
 
 if TYPE_CHECKING:
@@ -19,10 +20,8 @@ KNOWN = 1 << 16
 KNOWN_FLOATS = 1 << 11
 """Likewise of other dtypes."""
 
-_DATA: Any = Tensor.data
 
-
-class PretendedTensor(Tensor):
+class PretendedTensor(DeviceTensor):
     """See the module.
 
     Attributes:
@@ -49,8 +48,6 @@ class PretendedTensor(Tensor):
         tensor.card, tensor.block, tensor.known, tensor.signature = card, block, known, signature
         return tensor
 
-    __torch_function__: Any = torch._C._disabled_torch_function_impl
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, op: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,53 +55,18 @@ class PretendedTensor(Tensor):
         """Where no mode sees the operation."""
         return _owner(args, kwargs or {}).run(op, args, kwargs or {})
 
-    @property
-    def data(self) -> Tensor:
-        """As of any tensor."""
-        data: Tensor = _DATA.__get__(self)
-        return data
-
-    @data.setter
-    def data(self, value: Tensor) -> None:
-        if not isinstance(value, PretendedTensor):
-            raise RuntimeError(f"the data of a cuda tensor is set to a tensor of the {value.device}")
-        _DATA.__set__(self, value)
-        self.block, self.known, self.signature = value.block, value.known, value.signature
+    def become(self, value: Tensor) -> None:
+        """See DeviceTensor."""
+        self.block, self.known, self.signature = value.block, value.known, value.signature  # type: ignore[attr-defined]
 
     def tolist(self) -> Any:
         """As of any tensor; one copy."""
         return self.cpu().tolist()
 
-    def __getitem__(self, key: Any) -> Tensor:
-        """As of any tensor; torch makes tensors of lists where no mode sees it, so they are made here."""
-        found: Tensor = super().__getitem__(_as_index(key))
-        return found
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """See ``__getitem__``."""
-        super().__setitem__(_as_index(key), value)
-
-    def new_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None, **_: Any) -> Tensor:  # type: ignore[override]
-        """As of any tensor."""
-        return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
-
-    def numpy(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused, as of every tensor of a GPU. Raises TypeError."""
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
-
-    __array__ = numpy
-
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         """The content, or the shape."""
         content = f"{self.dtype} {tuple(self.shape)}" if self.known is None else repr(self.known)
         return f"pretended({content})"
-
-
-def _as_index(key: Any) -> Any:
-    """An index whose lists are tensors."""
-    parts = key if isinstance(key, tuple) else (key,)
-    made = tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts)
-    return made if isinstance(key, tuple) else made[0]
 
 
 def _owner(args: Any, kwargs: dict[str, Any]) -> PretendedCuda:

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from gpu_bench import SHARE
 from gpu_models import Built, Scale, build, pictures
-from scripted import Scripted, endless
+from scripted import endless
+from scripted_step import Kind, Lengths, require_updates, scripted_step, step_config
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from asg_core.config import RunConfig
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
 from asg_core.optimiser import RoleOptimiser
-from asg_core.planning import generation_memory, generation_phases, understanding_memory, understanding_phases
-from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.planning import generation_phases, understanding_phases
 from asg_core.prompts import QUESTION_PROMPT
 from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSample, TextSampling
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import proposer_groups, solver_groups, update_text_role
 from pretended_cuda.card import PretendedCuda
 from pretended_cuda.counts import Counts
-
-Kind = Literal["understanding", "generation"]
 
 ROWS = 8
 """Samples that are decoded together."""
@@ -47,8 +38,6 @@ QUESTION_TOKENS = {
     "vargpt": {"understanding": 26, "generation": 24},
 }
 """Length of the scripted questions, and so the limit of a question: plans take it that each is as long as it may be."""
-SHARE = 0.85
-"""Of the device's memory that a step is planned for."""
 
 
 @dataclass
@@ -108,9 +97,7 @@ class Workload:
     def prefill(self, section: Section) -> None:
         """An image never seen and a prompt, up to the first token."""
         shape, side = self.built.shape, self.built.side
-        seen = shape.see(side, side)
-        tokens = seen.tokens + shape.prompt_tokens(QUESTION_PROMPT)
-        section.planned_flops = seen.flops + shape.trunk.flops(tokens, tokens / 2) + shape.trunk.head_flops(1)
+        section.planned_flops = self.built.prefill_flops(QUESTION_PROMPT) + shape.trunk.head_flops(1)
         self.backbone.solve([TextRequest(QUESTION_PROMPT, pictures(1, side)[0], 0)], TextSampling(1))
 
     def decode(self, section: Section) -> None:
@@ -163,43 +150,19 @@ class Workload:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def config(self, kind: Kind, count: int) -> RunConfig:
-        """Of a step of ``count`` images: as many groups per backward pass as are planned to fit."""
-        side, needs = self.built.side, understanding_memory if kind == "understanding" else generation_memory
-        base = {
-            "ask": {"max_new_tokens": QUESTION_TOKENS[self.name][kind], "spec_max_new_tokens": 6},
-            "solve": {"max_new_tokens": 3, "caption_max_new_tokens": 4},
-            "generate": self.backbone.manifest.defaults.get("generate", {}),
-            "images_per_step": count,
-            "gradient_checkpointing": True,
-        }
-        for groups in (0, 12, 6, 3, 1):
-            config = RunConfig.model_validate({**base, "optimiser": {"micro_batch": groups}})
-            if needs(self.built.shape, config, (side, side), count).peak <= SHARE * self.card.memory.total:
-                break
-        return config
-
     def step(self, section: Section, kind: Kind, count: int) -> None:
-        """A whole step with its updates. AssertionError if an update moved nothing."""
-        config, side = self.config(kind, count), self.built.side
-        images = [PoolImage(Path(f"{i}.png"), picture) for i, picture in enumerate(pictures(count, side))]
-        scripted = Scripted(self.backbone, [image.image for image in images], config.solve.framings)
+        """A whole step with its updates. RuntimeError if an update moved nothing."""
+        side, shape = self.built.side, self.built.shape
+        lengths = Lengths(QUESTION_TOKENS[self.name][kind], spec=6, solve=3, caption=4, side=side)
+        config = step_config(self.backbone, shape, kind, count, lengths, SHARE * self.card.memory.total)
         phases = understanding_phases if kind == "understanding" else generation_phases
-        section.planned_flops = sum(phase.flops for phase in phases(self.built.shape, config, (side, side), count))
-        if kind == "generation":
-            drawn = generation_step(scripted, images, config, 1)
-            with self._update(section):
-                report = update_generator(scripted, drawn, self._optimiser(Role.GENERATOR, config), config, 1)
-            if not report.step.applied:
-                raise AssertionError(f"the Generator's update changed nothing: {report}")
-            return
-        items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
-        for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
-            beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
-            with self._update(section):
-                report = update_text_role(scripted, role, groups, self._optimiser(role, config), beta, config)
-            if not report.step.applied:
-                raise AssertionError(f"the {role.value}'s update changed nothing: {report}")
+        section.planned_flops = sum(phase.flops for phase in phases(shape, config, (side, side), count))
+
+        def watch(part: str) -> AbstractContextManager[None]:
+            return nullcontext() if part == "sampling" else self._update(section)
+
+        images = pictures(count, side)
+        require_updates(scripted_step(self.backbone, kind, images, config, self._optimiser, watch=watch))
 
     @contextmanager
     def _update(self, section: Section) -> Iterator[None]:
@@ -212,11 +175,8 @@ class Workload:
             counting.remove()
         section.updates.append((counts, len(steps)))
 
-    def _optimiser(self, role: Role, config: RunConfig) -> RoleOptimiser:
-        settings = config.optimiser
-        return RoleOptimiser(
-            self.backbone.trainable(role), 1e-6, settings.weight_decay, settings.max_grad_norm, Accelerator()
-        )
+    def _optimiser(self, role: Role) -> RoleOptimiser:
+        return RoleOptimiser(self.backbone.trainable(role), 1e-6, 0.0, 1.0, Accelerator())
 
 
 _WORK: dict[str, Callable[[Workload, Section], None]] = {

@@ -183,7 +183,7 @@ class CompiledDecode:
 
         Takes the place of ``rows`` and of what was seated before: neither can be continued any more.
         """
-        places = 1 << (len(parents) - 1).bit_length(), _rounded(rows.visible.shape[1] + new)
+        places = room_size(len(parents), rows.visible.shape[1] + new)
         if places not in self._rooms:
             self._rooms[places] = self._build(rows, *places)
         room = self._rooms[places]
@@ -205,6 +205,11 @@ class CompiledDecode:
         parts = zip(self._memory, sizes, shapes, strict=True)
         buffers = [memory[:size].view(shape) for memory, size, shape in parts]
         return Room(self._model, rows, buffers, self._compiler)
+
+
+def room_size(rows: int, length: int) -> tuple[int, int]:
+    """Rows and positions of the room for so many rows of so many positions each."""
+    return 1 << (rows - 1).bit_length(), _rounded(length)
 
 
 def _rounded(length: int) -> int:

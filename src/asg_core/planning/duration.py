@@ -17,11 +17,16 @@ from asg_core.prompts import SCORING_FRAMINGS
 if TYPE_CHECKING:
     from asg_core.config import RunConfig
 
-LAUNCH = 1.25e-3
-"""Seconds to launch one transformer layer eagerly, adapters included: 35 ms for 28 layers. Assumed, not measured."""
+LAUNCH = 1.7e-3
+"""Seconds to launch one transformer layer eagerly, adapters included: the median of twelve decode passes of 28 layers
+on an H200's host, 36 to 77 ms (benchmarks/RESULTS.md). The host decides, so another one may take half or twice that."""
 
 UPDATE_PASSES = 3
 """Forward under the role, forward under the base, backward (through frozen weights: as much as a forward)."""
+
+ATTENTION_BACKWARD = 2.5
+"""Backward of attention as a multiple of its forward: five matrix products, one of them the forward's again, for two
+(Dao 2023, arXiv 2307.08691, section 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class _Counter:
         return Phase(name, 1, seen.layers, images * seen.flops, tower)
 
     def prefill(self, name: str, rows: int, tokens: int, past: int) -> Phase:
-        flops = rows * self.trunk.flops(tokens, past + tokens / 2)
+        flops = rows * self.trunk.flops(tokens, past + tokens)
         read = self.trunk.weight_bytes + rows * past * self.trunk.kv_bytes
         return Phase(name, 1, self.trunk.layers, flops, read)
 
@@ -81,11 +86,13 @@ class _Counter:
         """``shared``: all samples of an image have one prompt, which passes with gradients read with the image."""
         shown = UPDATE_PASSES - 1 + again  # passes with gradients; the base has read the images before
         read, own = (prefix + prompt, new) if shared else (prefix, prompt + new)
-        flops = shown * (images * self.trunk.flops(read, read / 2) + rows * self.trunk.flops(own, read))
-        flops += rows * self.trunk.flops(prompt + new, prefix)
-        flops += UPDATE_PASSES * self.trunk.head_flops(rows * new)
+        trunk = self.trunk
+        flops = shown * (images * trunk.flops(read, read) + rows * trunk.flops(own, read + own))
+        attention = images * trunk.attention_flops(read, read) + rows * trunk.attention_flops(own, read + own)
+        flops += (ATTENTION_BACKWARD - 1) * attention + rows * trunk.flops(prompt + new, prefix + prompt + new)
+        flops += UPDATE_PASSES * trunk.head_flops(rows * new)
         passes = 2 * shown + 1
-        return Phase(name, passes, passes * self.trunk.layers, flops, passes * self.trunk.weight_bytes)
+        return Phase(name, passes, passes * trunk.layers, flops, passes * trunk.weight_bytes)
 
 
 def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
@@ -106,9 +113,9 @@ def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, 
         count.decode("solve, decode", images * k * answers, framed, solve),
     ]
     if config.optimiser.lr_proposer:
-        rows = images * k
+        rows, shared = images * k, shape.trunk.reads_once(k)
         phases.append(
-            count.update("update Proposer", images, work.image, rows, work.question, ask, shared=True, again=again)
+            count.update("update Proposer", images, work.image, rows, work.question, ask, shared=shared, again=again)
         )
     if config.optimiser.lr_solver:
         rows = images * k * n
@@ -155,7 +162,8 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
     ]
     if config.optimiser.lr_generator:
         passes = UPDATE_PASSES + (config.gradient_checkpointing and drawing.loss_recomputed)
-        flops = passes * drawn * drawing.loss_flops + images * drawing.loss_prompt_flops
+        of_one = passes * drawing.loss_flops + (ATTENTION_BACKWARD - 1) * drawing.loss_attention_flops
+        flops = drawn * of_one + images * drawing.loss_prompt_flops
         read = passes * max(stage.parameters for stage in drawing.stages) * trunk.itemsize
         phases.append(Phase("update Generator", passes, passes * drawing.loss_layers, flops, read))
     return phases

@@ -18,11 +18,9 @@ def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images
         return 0
     k, settings = config.ask.questions_per_image, config.optimiser
     if role is Role.PROPOSER:
-        # the questions of an image share its prefix and the instruction
-        groups = settings.groups_per_pass(images)
-        largest = _scoring_bytes(
-            shape, config, groups, work.image + work.question, groups * k, config.ask.max_new_tokens, 0
-        )
+        groups, new = settings.groups_per_pass(images), config.ask.max_new_tokens
+        shared, own = (work.question, 0) if shape.trunk.reads_once(k) else (0, work.question)
+        largest = _scoring_bytes(shape, config, groups, work.image + shared, groups * k, new, own)
     else:
         # few answers share a prompt, so each reads it again
         groups, new = settings.groups_per_pass(images * k), config.solve.max_new_tokens

@@ -8,6 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.planning.decoding import (
+    TextCall,
+    compiled_decoding_bytes,
+    decoding_bytes,
+    prompt_cache_bytes,
+    room_bytes,
+)
 from asg_core.planning.learning import generator_bytes, text_role_bytes
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import SPEC_QUESTIONS, Workload, logits_bytes, rates
@@ -17,19 +24,17 @@ from asg_core.roles import Role
 if TYPE_CHECKING:
     from asg_core.config import RunConfig
 
-SPARE = 64
-"""Positions that a growing cache row keeps in reserve (``decoding.cache``)."""
-
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on the device. The first four are there all the time, of the others one after the other.
+    """Bytes on the device. The first five are there all the time, of the others one after the other.
 
     Attributes:
         weights: frozen base.
         adapters: all roles, float32, and over a 16-bit base as much again for what it computes with.
         optimiser: two float32 moments of every role that learns, as after the first update of each.
         prefixes: kept keys and values of images, and what the vision tower made of them.
+        rooms: where ``compile_decode`` is on, fixed places of samples, as many as the largest call needs.
         reading: while images are read, under several policies side by side.
         decoding: while questions, answers or captions are sampled: keys and values of prompts and growing rows, and the
             pass that reads the prompts or the logits that tokens are drawn from.
@@ -41,6 +46,7 @@ class StepMemory:
     adapters: int
     optimiser: int
     prefixes: int
+    rooms: int
     reading: int
     decoding: int
     drawing: int
@@ -49,7 +55,7 @@ class StepMemory:
     @property
     def peak(self) -> int:
         """What is always there, and the largest of what comes one after the other."""
-        always = self.weights + self.adapters + self.optimiser + self.prefixes
+        always = self.weights + self.adapters + self.optimiser + self.prefixes + self.rooms
         return always + max(self.reading, self.decoding, self.drawing, self.learning)
 
 
@@ -65,9 +71,11 @@ def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, 
         **_standing(shape, config),
         prefixes=_prefix_bytes(shape, images, work.image, policies),
         reading=_reading_bytes(shape, images, size, policies),
-        decoding=max(
-            decoding_bytes(shape, images, images, images * questions, work.image, work.question, new[0]),
-            decoding_bytes(shape, images, asked, asked + greedy, work.image, work.framed, new[1]),
+        **_decoding(
+            shape,
+            config,
+            TextCall(images, images, images * questions, work.image, work.question, new[0]),
+            TextCall(images, asked, asked + greedy, work.image, work.framed, new[1]),
         ),
         drawing=0,
         learning=max(text_role_bytes(shape, config, work, images, role) for role in (Role.PROPOSER, Role.SOLVER)),
@@ -84,22 +92,25 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     judged, prompt = candidates * (asked + 1), max(work.framed, work.caption)  # answers and captions are one batch
     batch = min(candidates, drawing.batch)
+    sampling = _decoding(
+        shape,
+        config,
+        TextCall(images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
+        TextCall(images, images * asked, images * asked, work.image, work.framed, answer),
+        TextCall(candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
+    )
+    if config.generate.fidelity == "probability":
+        scoring = _rescoring_bytes(shape, candidates * asked, work.drawn, work.framed, answer)
+        sampling["decoding"] = max(sampling["decoding"], scoring)
     return StepMemory(
         **_standing(shape, config),
+        **sampling,
         prefixes=_prefix_bytes(shape, images, work.image, 2) + _prefix_bytes(shape, candidates, work.drawn, 1),
         reading=max(
             _reading_bytes(shape, images, size, 2),
             # to compare them, candidates are read once more, with a short prompt, and not kept
             _reading_bytes(shape, candidates, drawing.size, 1, work.caption)
             + candidates * (work.drawn + work.caption) * shape.trunk.kv_bytes,
-        ),
-        decoding=max(
-            decoding_bytes(shape, images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
-            decoding_bytes(shape, images, images * asked, images * asked, work.image, work.framed, answer),
-            decoding_bytes(shape, candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
-            _rescoring_bytes(shape, candidates * asked, work.drawn, work.framed, answer)
-            if config.generate.fidelity == "probability"
-            else 0,
         ),
         drawing=batch * drawing.cache_per_image + max(batch * drawing.bytes_per_image, drawing.bytes_once),
         learning=generator_bytes(shape, config, drawing, images),
@@ -115,6 +126,15 @@ def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
     }
 
 
+def _decoding(shape: ModelShape, config: RunConfig, *calls: TextCall) -> dict[str, int]:
+    if config.backbone_options.get("compile_decode"):
+        return {
+            "rooms": max(room_bytes(shape, call) for call in calls),
+            "decoding": max(compiled_decoding_bytes(shape, call) for call in calls),
+        }
+    return {"rooms": 0, "decoding": max(decoding_bytes(shape, call) for call in calls)}
+
+
 def _prefix_bytes(shape: ModelShape, images: int, tokens: int, policies: int) -> int:
     return images * tokens * (policies * shape.trunk.kv_bytes + shape.trunk.width * shape.trunk.itemsize)
 
@@ -127,41 +147,8 @@ def _reading_bytes(shape: ModelShape, images: int, size: tuple[int, int], polici
 
 def _rescoring_bytes(shape: ModelShape, rows: int, prefix: int, prompt: int, new: int) -> int:
     """Scoring ``rows`` answers without gradients, each of which reads its prompt with it."""
-    cache = prompt_cache_bytes(shape, 0, rows, prefix, prompt + new)
+    cache = prompt_cache_bytes(shape, TextCall(0, rows, rows, prefix, prompt + new, 0))
     return cache + max(shape.trunk.forward_bytes(rows, prompt + new, prefix), logits_bytes(shape, rows * new))
-
-
-def decoding_bytes(shape: ModelShape, images: int, nodes: int, rows: int, prefix: int, prompt: int, new: int) -> int:
-    """While ``rows`` samples are decoded, the kept image prefixes not among it.
-
-    First the prompts are read: every prompt holds its image's prefix, copied if images have several prompts, and the
-    prefix with the prompt appended. Then every sample holds a copy of that, which grows by whole reserves; those of the
-    prompts go as these come.
-
-    Args:
-        shape: of the model.
-        images: distinct ones.
-        nodes: distinct prompts of all images together.
-        rows: samples.
-        prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
-    """
-    trunk = shape.trunk
-    prompts = prompt_cache_bytes(shape, images, nodes, prefix, prompt)
-    samples = sample_cache_bytes(shape, rows, prefix, prompt, new)
-    in_a_layer = (samples if new > SPARE else prompts) // trunk.layers  # as it is copied into a longer one
-    passing = max(in_a_layer, logits_bytes(shape, rows), trunk.forward_bytes(rows, 1, prefix + prompt + new))
-    return max(prompts + trunk.forward_bytes(nodes, prompt, prefix), samples + passing)
-
-
-def prompt_cache_bytes(shape: ModelShape, images: int, nodes: int, prefix: int, prompt: int) -> int:
-    """Keys and values of prompts that have been read; arguments as of :func:`decoding_bytes`."""
-    copied = prefix if nodes > images else 0
-    return shape.trunk.kv_bytes * nodes * (copied + prefix + prompt)
-
-
-def sample_cache_bytes(shape: ModelShape, rows: int, prefix: int, prompt: int, new: int) -> int:
-    """Keys and values of samples in their last pass; arguments as of :func:`decoding_bytes`."""
-    return shape.trunk.kv_bytes * rows * (prefix + prompt + SPARE * -(-max(new, 1) // SPARE))
 
 
 def images_that_fit(shape: ModelShape, config: RunConfig, size: tuple[int, int], memory: int, *, kind: str) -> int:

@@ -22,6 +22,10 @@ LONGEST_DRAWING_PROMPT = 192
 """Positions that plans of memory assume: 80 words (``prompts.parse_spec``) of two tokens each, and the template."""
 
 
+FEW_SAMPLES = 4
+"""Samples per prompt up to which a prompt is rather read again than in a pass of its own (``decoding.scoring``)."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the frozen base: its name, number of parameters, and bytes once loaded."""
@@ -40,6 +44,7 @@ class Trunk:
         parameters: of all matrices that one token passes in the layers; no embeddings, no head.
         itemsize: bytes per number of weights, activations and cache.
         also_saved: bytes per layer and token that a backward pass needs beside what :meth:`activations` counts.
+        causal_images: whether an image is read causally, and so in one pass with a prompt.
     """
 
     layers: int
@@ -52,6 +57,11 @@ class Trunk:
     parameters: int
     itemsize: int
     also_saved: int = 0
+    causal_images: bool = True
+
+    def reads_once(self, samples: int) -> bool:
+        """Whether scoring reads the common prompt of so many samples of an image once, or again for each of them."""
+        return self.causal_images or samples > FEW_SAMPLES
 
     @property
     def kv_bytes(self) -> int:
@@ -64,8 +74,15 @@ class Trunk:
         return (self.parameters + self.width * self.vocabulary) * self.itemsize
 
     def flops(self, tokens: float, context: float) -> float:
-        """FLOPs of a forward pass over ``tokens`` new positions that attend to ``context`` positions on average."""
-        return 2 * self.parameters * tokens + 4 * self.layers * self.heads * self.head_width * tokens * context
+        """FLOPs of a forward pass over ``tokens`` new positions with ``context`` keys each, on average.
+
+        A kernel computes what a mask hides from it; only plainly causal attention, which needs no mask, has half.
+        """
+        return 2 * self.parameters * tokens + self.attention_flops(tokens, context)
+
+    def attention_flops(self, tokens: float, context: float) -> float:
+        """Those of :meth:`flops` that are attention."""
+        return 4 * self.layers * self.inner * tokens * context
 
     def head_flops(self, tokens: float) -> float:
         """FLOPs of the vocabulary-wide logits of ``tokens`` positions."""
@@ -201,6 +218,7 @@ class Drawing:
         bytes_per_image: what comes and goes meanwhile, guidance rows included, at its largest moment.
         bytes_once: what decoding one image to pixels makes, at its largest moment.
         loss_flops: one forward pass of the loss of one candidate.
+        loss_attention_flops: those of them that are attention.
         loss_layers: blocks of it.
         loss: activations of one candidate.
         loss_prompt_flops: of reading a distinct prompt for the loss, once and without gradients.
@@ -215,6 +233,7 @@ class Drawing:
     bytes_per_image: int
     bytes_once: int
     loss_flops: float
+    loss_attention_flops: float
     loss_layers: int
     loss: Activations
     loss_prompt_flops: float = 0.0

@@ -12,7 +12,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,13 +21,14 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from asg_core.testing.device_tensor import DeviceTensor
+
 NAME = "far"
 _PATIENCE_SECONDS = 600
-_DATA: Any = Tensor.data
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
-class FarTensor(Tensor):
+class FarTensor(DeviceTensor):
     """A tensor of the far device; ``near`` is its content."""
 
     near: Tensor
@@ -47,8 +48,6 @@ class FarTensor(Tensor):
         tensor.near = near
         return tensor
 
-    __torch_function__: Any = torch._C._disabled_torch_function_impl
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, op: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
@@ -56,52 +55,17 @@ class FarTensor(Tensor):
         """Compute on the CPU."""
         return _compute(op, args, kwargs or {})
 
-    @property
-    def data(self) -> Tensor:
-        """As of any tensor."""
-        data: Tensor = _DATA.__get__(self)
-        return data
-
-    @data.setter
-    def data(self, value: Tensor) -> None:
-        if not isinstance(value, FarTensor):
-            raise RuntimeError(f"the data of a {NAME} tensor is set to a tensor of the {value.device}")
-        _DATA.__set__(self, value)
-        self.near = value.near
-
-    def __getitem__(self, key: Any) -> Tensor:
-        """As of any tensor; torch makes tensors of lists where no dispatch mode sees it, so they are made here."""
-        found: Tensor = super().__getitem__(_as_index(key))
-        return found
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """See ``__getitem__``."""
-        super().__setitem__(_as_index(key), value)
-
-    def new_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:  # type: ignore[override]
-        """As of any tensor."""
-        return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
+    def become(self, value: Tensor) -> None:
+        """See DeviceTensor."""
+        self.near = value.near  # type: ignore[attr-defined]
 
     def tolist(self) -> Any:
         """As of any tensor."""
         return self.near.tolist()
 
-    def numpy(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused, as a GPU's tensors do. Raises TypeError."""
-        raise TypeError(f"can't convert a {NAME} tensor to numpy: use Tensor.cpu() first")
-
-    __array__ = numpy
-
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         """The content."""
         return f"far({self.near!r})"
-
-
-def _as_index(key: Any) -> Any:
-    """An index whose lists are tensors of the far device."""
-    parts = key if isinstance(key, tuple) else (key,)
-    made = tuple(torch.tensor(part).to(f"{NAME}:0") if isinstance(part, list) else part for part in parts)
-    return made if isinstance(key, tuple) else made[0]
 
 
 def _is_far(device: Any) -> bool:

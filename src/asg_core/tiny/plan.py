@@ -88,6 +88,7 @@ def _shape(
             bytes_per_image=trunk.forward_bytes(1, CELLS, LONGEST_DRAWING_PROMPT),
             bytes_once=0,
             loss_flops=trunk.flops(DRAWING_PROMPT + cells, DRAWING_PROMPT),
+            loss_attention_flops=trunk.attention_flops(DRAWING_PROMPT + cells, DRAWING_PROMPT),
             loss_layers=trunk.layers,
             loss=trunk.activations(1, LONGEST_DRAWING_PROMPT + cells),
         ),

@@ -65,6 +65,7 @@ def shape_of(config: BagelConfig, request: LoadRequest, prompt_tokens: Callable[
         also_saved=(4 + dtype.itemsize)
         * config.head_dim
         * (config.llm.num_attention_heads + config.llm.num_key_value_heads),
+        causal_images=False,
     )
     text = adapter_parameters(model.language_model, UNDERSTANDING, request.lora.rank)
     drawn = adapter_parameters(model.language_model, GENERATION, request.lora.rank)
@@ -123,7 +124,7 @@ def _drawing(model: Bagel, options: BagelOptions, trunk: Trunk, gen: int) -> Dra
     times = time_grid(sampler.num_timesteps, sampler.timestep_shift)[:-1].tolist()
     guided = sum(guidance_on(sampler, time) for time in times)
     context = DRAWING_PROMPT + MARKERS + tokens
-    attention = 4.0 * trunk.layers * trunk.heads * trunk.head_width * (tokens + MARKERS) * context
+    attention = trunk.attention_flops(tokens + MARKERS, context)
     forward = 2.0 * gen * tokens + 2.0 * trunk.parameters * MARKERS + attention
     side = (rows * config.latent_patch, columns * config.latent_patch)
     latent = torch.empty(1, config.vae.z_channels, *side, device="meta", dtype=torch.float32)
@@ -146,6 +147,7 @@ def _drawing(model: Bagel, options: BagelOptions, trunk: Trunk, gen: int) -> Dra
         bytes_per_image=trunk.forward_bytes(2, tokens + MARKERS, LONGEST_DRAWING_PROMPT),
         bytes_once=counted_bytes(decode_latent, model.vae, latent),
         loss_flops=forward,
+        loss_attention_flops=attention,
         loss_layers=trunk.layers,
         loss=trunk.activations(1, tokens + MARKERS, LONGEST_DRAWING_PROMPT),
     )

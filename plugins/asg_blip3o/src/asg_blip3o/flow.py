@@ -42,7 +42,6 @@ class FlowNetwork(nn.Module):
             qk_norm=True,
             cross_attention_dim=dims.context,
         )
-        self.gradient_checkpointing = False
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

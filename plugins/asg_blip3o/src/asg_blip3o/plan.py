@@ -145,7 +145,8 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk, dtype: to
     steps = torch.zeros(1, device="meta", dtype=torch.long)
     velocity = counted_flops(flow, empty(1, *flow.sample_shape), steps, empty(1, model.n_query, flow.dims.context))
     denoised = sampler.flow_steps * (2 if sampler.flow_guidance != 1 else 1) * velocity
-    reading = trunk.flops(query, query / 2)
+    reading, read = trunk.flops(query, query / 2), trunk.attention_flops(query, query / 2)
+    attending = 4.0 * flow.dims.layers * flow.dims.width * tokens * (tokens + model.n_query)
     rows = 2 if sampler.decoder_guidance != 1 else 1
     shape = decoder.latent_shape(sampler.height, sampler.width)
     features = empty(rows, tokens, flow.dims.channels)
@@ -189,6 +190,7 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk, dtype: to
         * vae_dtype(dtype).itemsize
         // dtype.itemsize,
         loss_flops=velocity + (reading if options.generator_language_lora else 0.0),
+        loss_attention_flops=attending + (read if options.generator_language_lora else 0.0),
         loss_layers=flow.dims.layers + trunk.layers,
         loss=_loss(model, trunk, longest, dtype, language=options.generator_language_lora),
         loss_prompt_flops=0.0 if options.generator_language_lora else reading,

@@ -117,19 +117,22 @@ def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk, dtype: torch.d
     guided = any(g != 1 for g in per_scale("guidance", sampler.guidance, scales))
     rows = 2 if guided else 1
     seen = list(accumulate(plan.lengths))
-    causal = sum(length * (DRAWING_PROMPT + end - length / 2) for length, end in zip(plan.lengths, seen, strict=True))
-    alone = sum(length**2 for length in plan.lengths) if guided else 0
-    attention = 4.0 * trunk.layers * trunk.heads * trunk.head_width
-    language = 2.0 * trunk.parameters * (rows * positions + DRAWING_PROMPT) + attention * (causal + alone)
+    conditional = sum(length * (DRAWING_PROMPT + end) for length, end in zip(plan.lengths, seen, strict=True))
+    alone = sum(length**2 / 2 for length in plan.lengths) if guided else 0
+    read = positions + DRAWING_PROMPT
+    language = 2.0 * trunk.parameters * (read + (rows - 1) * positions)
+    language += trunk.attention_flops(1, DRAWING_PROMPT**2 + conditional + alone)
     # Keys and values of the cross-attention are computed once per prompt.
     read_once = sum(matrix_parameters(block.get_submodule("ca.mat_kv")) for block in model.decoder.blocks)
     per_cell = sum(map(matrix_parameters, (model.projector_in, model.projector_out, model.decoder.blocks))) - read_once
     blockwise = sum(length * end for length, end in zip(plan.lengths, seen, strict=True)) + positions * DRAWING_PROMPT
-    cells = 2.0 * per_cell * positions + 4.0 * decoder.depth * decoder.width * blockwise
+    in_decoder = 4.0 * decoder.depth * decoder.width
+    cells = 2.0 * per_cell * positions + in_decoder * blockwise
     width, height = plan.pixels[1], plan.pixels[0]
     last = plan.lengths[-1]
     latent = torch.empty(1, decoder.bits, *plan.grids[-1], device="meta", dtype=torch.float32)
-    forward = 2.0 * trunk.parameters * (positions + DRAWING_PROMPT) + attention * causal + cells
+    # an image is scored at once: its scales are told apart by a mask, and a kernel computes what a mask hides
+    attending = trunk.attention_flops(read, read / 2) + in_decoder * positions * read
     pixel_parameters = sum(parameter.numel() for parameter in model.vae.decoder.parameters())
     return Drawing(
         size=(width, height),
@@ -147,7 +150,8 @@ def _drawing(model: Vargpt, options: VargptOptions, trunk: Trunk, dtype: torch.d
             counted_bytes(_block(model, rows, last, positions - last, dtype), _cells(model, rows, last, dtype)),
         ),
         bytes_once=counted_bytes(model.vae.decode, latent),
-        loss_flops=forward,
+        loss_flops=2.0 * (trunk.parameters * read + per_cell * positions) + attending,
+        loss_attention_flops=attending,
         loss_layers=trunk.layers + decoder.depth,
         loss=_loss(model, trunk, positions, dtype, adapted_decoder=options.generator_adapter != "language_model"),
         loss_by_prompt=True,

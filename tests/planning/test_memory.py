@@ -1,4 +1,4 @@
-"""Plans are counts: what a loaded model holds and a run allocates, and arithmetic that can be checked by hand."""
+"""Planned bytes are counts: what a loaded model holds and a run allocates, and arithmetic checked by hand."""
 
 from __future__ import annotations
 
@@ -14,56 +14,35 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Cache
 
-from asg_core import RunConfig, load_backbone
+from asg_core import RunConfig
 from asg_core.causal_backbone import CausalBackbone
 from asg_core.config_io import load_run_config
 from asg_core.decoding.cache import BranchLayer, GrowingLayer
-from asg_core.errors import CapabilityError, ConfigError
+from asg_core.errors import CapabilityError
 from asg_core.images import PoolImage
 from asg_core.manifest import BackboneManifest, LoadRequest
 from asg_core.planning import (
-    ACCELERATORS,
-    Accelerator,
     Activations,
     ModelShape,
-    Phase,
     StepMemory,
     Trunk,
-    find_accelerator,
     generation_memory,
-    generation_phases,
     images_that_fit,
     model_shape,
-    seconds,
     understanding_memory,
-    understanding_phases,
 )
 from asg_core.planning.allocation import adapted, counted_activations
-from asg_core.planning.memory import decoding_bytes, prompt_cache_bytes, sample_cache_bytes
+from asg_core.planning.decoding import (
+    TextCall,
+    compiled_decoding_bytes,
+    decoding_bytes,
+    prompt_cache_bytes,
+    room_bytes,
+    sample_cache_bytes,
+)
 from asg_core.roles import Backbone, Role, TextRequest, TextSampling
 
-SIZE = (32, 32)
-TRUNK = Trunk(layers=3, width=8, heads=4, kv_heads=2, head_width=2, ffn=16, vocabulary=100, parameters=1000, itemsize=2)
-UNIT = Accelerator("unit", "Unit", flops=1 / 0.8, bandwidth=1 / 0.9, memory=1000)
-"""Reaches one FLOP and one byte a second."""
-
-
-@pytest.fixture(params=["tiny", "tiny_flow"])
-def config(request: pytest.FixtureRequest) -> RunConfig:
-    return load_run_config(None, [f"backbone={request.param}", "dtype=float32", "lora.rank=5"])
-
-
-@pytest.fixture
-def shape(config: RunConfig) -> ModelShape:
-    return model_shape(config)
-
-
-@pytest.fixture
-def loaded(config: RunConfig) -> Backbone:
-    return load_backbone(config.backbone, device="cpu", dtype="float32", lora=config.lora)
-
-
-# -- against the loaded model -----------------------------------------------------------------------------------------
+from .conftest import SIZE, TRUNK
 
 
 def test_parameters_and_bytes_are_those_of_the_loaded_model(shape: ModelShape, loaded: Backbone) -> None:
@@ -132,7 +111,8 @@ def test_cache_bytes_are_those_of_a_run(
     for texts, rows in ((prompts, 12), (prompts[:1], 6)):
         requests = [TextRequest(text, p, seed) for p in pictures for text in texts for seed in range(2)]
         loaded.solve(requests, TextSampling(4))
-        assert recorder.bytes[0] == kept + sample_cache_bytes(shape, rows, prefix, prompt, 4)
+        call = TextCall(3, 3 * len(texts), rows, prefix, prompt, 4)
+        assert recorder.bytes[0] == kept + sample_cache_bytes(shape, call)
         recorder.bytes.clear()
 
 
@@ -174,9 +154,6 @@ def test_activations_are_near_what_the_backward_pass_keeps(
     parts = shape.trunk.activations(1, prefix, masked=False), shape.trunk.activations(12, own, prefix, masked=False)
     states = shape.trunk.kv_bytes * (prefix + 12 * (prefix + own))
     assert sum(part.saved for part in parts) + states == pytest.approx(measured, rel=0.05)
-
-
-# -- arithmetic -------------------------------------------------------------------------------------------------------
 
 
 def test_trunk_by_hand() -> None:
@@ -230,102 +207,36 @@ def test_activations_of_a_layer_are_those_of_torchs_own(shape: ModelShape) -> No
     assert 0.7 * planned.forward < counted.forward + x.nbytes < planned.forward
 
 
-def test_a_qwen_sized_trunk_costs_what_is_known_of_it() -> None:
-    """28 layers of 3584, 4 of 28 heads with keys: 56 KiB of cache and 13.05 GFLOP a token."""
-    matrices = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
-    trunk = Trunk(28, 3584, 28, 4, 128, 18944, 152064, matrices, 2)
-    assert trunk.kv_bytes == 56 * 1024
-    assert trunk.flops(1, 0) == pytest.approx(13.05e9, rel=1e-3)
-    assert trunk.head_flops(1) == pytest.approx(1.09e9, rel=1e-3)
-
-
 def test_cache_by_hand(shape: ModelShape) -> None:
     shape = replace(shape, trunk=TRUNK)
     # 12 samples; 10 + 5 positions, one reserve of 64; then two reserves
-    assert sample_cache_bytes(shape, 12, 10, 5, new=64) == 48 * 12 * (15 + 64)
-    assert sample_cache_bytes(shape, 4, 10, 5, new=65) == 48 * 4 * (15 + 128)
+    assert sample_cache_bytes(shape, TextCall(4, 4, 12, 10, 5, new=64)) == 48 * 12 * (15 + 64)
+    assert sample_cache_bytes(shape, TextCall(4, 4, 4, 10, 5, new=65)) == 48 * 4 * (15 + 128)
     # 6 prompts of 3 images hold copies of their prefixes, 3 do not
-    assert prompt_cache_bytes(shape, 3, 6, 1000, 5) == 48 * (6 * 1000 + 6 * 1005)
-    assert prompt_cache_bytes(shape, 3, 3, 1000, 5) == 48 * 3 * 1005
+    assert prompt_cache_bytes(shape, TextCall(3, 6, 6, 1000, 5, new=4)) == 48 * (6 * 1000 + 6 * 1005)
+    assert prompt_cache_bytes(shape, TextCall(3, 3, 3, 1000, 5, new=4)) == 48 * 3 * 1005
+    # compiled: 8 rows for 5, 320 positions for 306
+    assert room_bytes(shape, TextCall(3, 3, 5, 300, 2, new=4)) == 48 * 8 * 320
 
 
 def test_decoding_is_reading_the_prompts_or_drawing_the_last_token(shape: ModelShape) -> None:
     shape = replace(shape, trunk=replace(TRUNK, vocabulary=1000))
-    prompts = prompt_cache_bytes(shape, 3, 6, 1000, 5) + TRUNK.forward_bytes(6, 5, 1000)
-    assert decoding_bytes(shape, 3, 6, 6, 1000, 5, new=4) == prompts
-    samples = sample_cache_bytes(shape, 50, 10, 5, 64) + 50 * 1000 * 24  # logits: six float32 numbers
-    assert decoding_bytes(shape, 3, 6, 50, 10, 5, new=64) == samples
+    few = TextCall(3, 6, 6, 1000, 5, new=4)
+    assert decoding_bytes(shape, few) == prompt_cache_bytes(shape, few) + TRUNK.forward_bytes(6, 5, 1000)
+    many = TextCall(3, 6, 50, 10, 5, new=64)
+    logits = 50 * 1000 * 24  # six float32 numbers
+    assert decoding_bytes(shape, many) == sample_cache_bytes(shape, many) + logits
+    assert compiled_decoding_bytes(shape, few) == decoding_bytes(shape, few)
+    assert compiled_decoding_bytes(shape, many) == logits
 
 
 def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
     memory = StepMemory(
-        weights=1, adapters=2, optimiser=4, prefixes=8, reading=160, decoding=320, drawing=640, learning=1280
+        weights=1, adapters=2, optimiser=4, prefixes=8, rooms=16, reading=160, decoding=320, drawing=640, learning=1280
     )
-    assert memory.peak == 1 + 2 + 4 + 8 + 1280
+    assert memory.peak == 1 + 2 + 4 + 8 + 16 + 1280
     for name in ("reading", "decoding", "drawing"):
-        assert replace(memory, **{name: 5000}).peak == 1 + 2 + 4 + 8 + 5000
-
-
-def test_a_phase_is_bound_by_the_slowest_of_three() -> None:
-    assert Phase("p", calls=1, layers=0, flops=3, read=2).seconds(UNIT) == pytest.approx(3)
-    assert Phase("p", calls=1, layers=0, flops=2, read=3).seconds(UNIT) == pytest.approx(3)
-    slow = Phase("p", calls=1, layers=4000, flops=2, read=3)
-    assert slow.seconds(UNIT) == pytest.approx(5)
-    assert slow.seconds(UNIT, launches=False) == pytest.approx(3)
-    assert seconds([slow, slow], UNIT) == pytest.approx(10)
-
-
-def test_passes_of_an_understanding_step(shape: ModelShape, config: RunConfig) -> None:
-    """Decoding takes as many passes as new tokens, however many images, questions and framings there are."""
-    for images in (1, 8):
-        phases = {p.name: p for p in understanding_phases(shape, config, SIZE, images)}
-        assert phases["ask, decode"].calls == config.ask.max_new_tokens
-        assert phases["solve, decode"].calls == config.solve.max_new_tokens
-        assert phases["image prefix, all policies"].calls == 1
-
-
-def test_ste_costs_rows_and_no_pass(shape: ModelShape, config: RunConfig) -> None:
-    off = config.model_copy(update={"ste": config.ste.model_copy(update={"reduce": "off"})})
-    with_it, without = ({p.name: p for p in understanding_phases(shape, c, SIZE, 1)} for c in (config, off))
-    assert sum(p.calls for p in with_it.values()) == sum(p.calls for p in without.values())
-    n = config.solve.framings
-    assert with_it["solve, decode"].flops == pytest.approx((n + 1) / n * without["solve, decode"].flops)
-
-
-def test_passes_of_a_generation_step(shape: ModelShape, config: RunConfig) -> None:
-    """Candidates are questioned and captioned in as many passes as the longer of the two takes."""
-    for answer, caption in ((4, 9), (9, 4), (5, 5)):
-        solve = config.solve.model_copy(update={"max_new_tokens": answer, "caption_max_new_tokens": caption})
-        phases = generation_phases(shape, config.model_copy(update={"solve": solve}), SIZE, 2)
-        judged = [p for p in phases if p.name in ("judge, decode", "judge, longer rows")]
-        assert sum(p.calls for p in judged) == max(answer, caption)
-
-
-def test_flops_of_an_understanding_step_grow_with_its_images(shape: ModelShape, config: RunConfig) -> None:
-    one, eight = (understanding_phases(shape, config, SIZE, n) for n in (1, 8))
-    assert sum(p.flops for p in eight) == pytest.approx(8 * sum(p.flops for p in one))
-    assert sum(p.read for p in eight) < 4 * sum(p.read for p in one)
-
-
-def test_prompts_and_what_all_share_are_drawn_once(shape: ModelShape, config: RunConfig) -> None:
-    assert shape.drawing is not None
-    stage = replace(shape.drawing.stages[0], flops=1.0, prompt_flops=10.0, once_flops=1000.0)
-    drawing = replace(shape.drawing, stages=(stage,), loss_flops=1.0, loss_prompt_flops=10.0, loss_recomputed=False)
-    config = config.model_copy(update={"gradient_checkpointing": True})
-    phases = {p.name: p.flops for p in generation_phases(replace(shape, drawing=drawing), config, SIZE, 2)}
-    drawn = 2 * config.generate.candidates
-    assert phases[f"draw, {stage.name}"] == drawn + 20 + 1000
-    assert phases["update Generator"] == 3 * drawn + 20, "forward, base and backward; nothing is recomputed"
-
-
-def test_candidates_are_drawn_in_batches(shape: ModelShape, config: RunConfig) -> None:
-    assert shape.drawing is not None
-    narrow = replace(shape, drawing=replace(shape.drawing, batch=4))
-    drawn = 3 * config.generate.candidates
-    for wanted, batches in ((shape, 1), (narrow, -(-drawn // 4))):
-        draw = next(p for p in generation_phases(wanted, config, SIZE, 3) if p.name.startswith("draw"))
-        assert draw.calls == batches * shape.drawing.stages[0].calls
-        assert draw.flops == drawn * shape.drawing.stages[0].flops
+        assert replace(memory, **{name: 5000}).peak == 1 + 2 + 4 + 8 + 16 + 5000
 
 
 @pytest.mark.parametrize("kind", ["understanding", "generation"])
@@ -345,26 +256,6 @@ def test_checkpointing_and_small_backward_passes_save_memory(shape: ModelShape, 
 
     assert learning(micro_batch=1) < learning(micro_batch=2) < learning()
     assert learning(gradient_checkpointing=True) < learning() / 1.5
-
-
-# -- finding a device, a model, and nothing ---------------------------------------------------------------------------
-
-
-def test_devices_are_found_by_our_name_and_by_that_of_cuda() -> None:
-    assert find_accelerator("h200").memory == 141 * 10**9
-    assert find_accelerator("NVIDIA H100 80GB HBM3").name == "h100"
-    assert find_accelerator("NVIDIA A100-SXM4-80GB").name == "a100"
-    assert len({device.name for device in ACCELERATORS}) == len(ACCELERATORS)
-    with pytest.raises(ConfigError, match="'gaudi' is unknown"):
-        find_accelerator("gaudi")
-
-
-def test_reachable_rates_are_shares_of_the_peak() -> None:
-    h200 = find_accelerator("h200")
-    assert h200.reachable_flops == pytest.approx(791e12, rel=1e-3)
-    assert h200.reachable_bandwidth == pytest.approx(4.32e12)
-    assert h200.roofline(791.2e12, 0) == pytest.approx(1.0)
-    assert h200.roofline(0, 4.32e12) == pytest.approx(1.0)
 
 
 def test_a_backbone_without_a_plan_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:

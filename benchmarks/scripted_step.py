@@ -1,0 +1,131 @@
+"""One training step of a model with random weights and scripted texts, its updates included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL.Image import Image
+from scripted import Scripted
+
+from asg_core.config import RunConfig
+from asg_core.entropy import RollingPercentile
+from asg_core.images import PoolImage
+from asg_core.optimiser import RoleOptimiser
+from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
+from asg_core.policy import AdaptiveKl, EmaBaseline
+from asg_core.roles import Backbone, Role, TextSample
+from asg_core.steps.generation import generation_step
+from asg_core.steps.generator_update import update_generator
+from asg_core.steps.replay import NoiseFloor
+from asg_core.steps.understanding import understanding_step
+from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+
+Kind = Literal["understanding", "generation"]
+Groups = list[list[tuple[TextSample, float]]]
+Reports = dict[Role, UpdateReport]
+Watch = Callable[[str], AbstractContextManager[object]]
+"""Given "sampling" or "update Solver" (any role); entered around that part of a step."""
+
+LEARNING = {Role.PROPOSER: "lr_proposer", Role.SOLVER: "lr_solver", Role.GENERATOR: "lr_generator"}
+UPDATED: dict[Kind, tuple[Role, ...]] = {
+    "understanding": (Role.PROPOSER, Role.SOLVER),
+    "generation": (Role.GENERATOR,),
+}
+"""The roles that a step of each kind updates."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A workload: new tokens of each kind of completion, all of which are always produced, and an image's side."""
+
+    ask: int
+    spec: int
+    solve: int
+    caption: int
+    side: int
+
+
+def step_config(model: Backbone, shape: ModelShape, kind: Kind, count: int, lengths: Lengths, room: float) -> RunConfig:
+    """Settings of a step of ``count`` images: as many groups per backward pass as are planned to fit into ``room``
+    bytes, or one."""
+    base = {
+        "ask": {"max_new_tokens": lengths.ask, "spec_max_new_tokens": lengths.spec},
+        "solve": {"max_new_tokens": lengths.solve, "caption_max_new_tokens": lengths.caption},
+        "generate": model.manifest.defaults.get("generate", {}),
+        "images_per_step": count,
+        "gradient_checkpointing": True,
+    }
+    for groups in (0, 12, 6, 3, 1):
+        config = RunConfig.model_validate({**base, "optimiser": {"micro_batch": groups}})
+        if planned(shape, config, kind, count, lengths.side).peak <= room:
+            break
+    return config
+
+
+def planned(shape: ModelShape, config: RunConfig, kind: Kind, count: int, side: int) -> StepMemory:
+    """Memory of such a step with the moments of the roles that it updates: those of others are never made."""
+    still = {rate: 0.0 for role, rate in LEARNING.items() if role not in UPDATED[kind]}
+    alone = config.model_copy(update={"optimiser": config.optimiser.model_copy(update=still)})
+    needs = understanding_memory if kind == "understanding" else generation_memory
+    return needs(shape, alone, (side, side), count)
+
+
+def scripted_step(
+    model: Backbone,
+    kind: Kind,
+    pictures: Sequence[Image],
+    config: RunConfig,
+    optimiser: Callable[[Role], RoleOptimiser],
+    *,
+    floors: Mapping[Role, NoiseFloor] | None = None,
+    watch: Watch = lambda part: nullcontext(),
+    regroup: Callable[[Groups], Groups] = lambda groups: groups,
+) -> Reports:
+    """A step of one image each and its updates.
+
+    Args:
+        model: with endless texts.
+        kind: of the step.
+        pictures: the images.
+        config: of the run.
+        optimiser: of each role.
+        floors: of rounding, as a run keeps them; a first update measures its own. None: nobody measures.
+        watch: entered around each part.
+        regroup: what a text role learns from, in other groups.
+    """
+    images = [PoolImage(Path(f"{i}.png"), picture) for i, picture in enumerate(pictures)]
+    scripted = Scripted(model, [image.image for image in images], config.solve.framings)
+    floors = floors or {}
+
+    def learn(role: Role, groups: Groups) -> UpdateReport:
+        beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
+        with watch(f"update {role.value}"):
+            return update_text_role(
+                scripted, role, regroup(groups), optimiser(role), beta, config, floor=floors.get(role)
+            )
+
+    if kind == "understanding":
+        with watch("sampling"):
+            items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
+        return {
+            Role.PROPOSER: learn(Role.PROPOSER, proposer_groups(items)),
+            Role.SOLVER: learn(Role.SOLVER, solver_groups(items)),
+        }
+    with watch("sampling"):
+        drawn = generation_step(scripted, images, config, 1)
+    with watch(f"update {Role.GENERATOR.value}"):
+        generator = optimiser(Role.GENERATOR)
+        return {
+            Role.GENERATOR: update_generator(scripted, drawn, generator, config, 1, floor=floors.get(Role.GENERATOR))
+        }
+
+
+def require_updates(reports: Reports) -> None:
+    """Raises RuntimeError if an update did not move its adapter, so that what it costs was not seen."""
+    idle = [role.value for role, report in reports.items() if not report.step.applied]
+    if idle:
+        raise RuntimeError(f"the update of the {' and '.join(idle)} changed nothing: {reports}")

@@ -1,0 +1,81 @@
+"""Bytes while text is sampled: keys and values of prompts and of samples, and what a pass makes beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asg_core.planning.shape import ModelShape
+from asg_core.planning.workload import logits_bytes
+
+SPARE = 64
+"""Positions that a growing cache row keeps in reserve (``decoding.cache``)."""
+
+
+@dataclass(frozen=True)
+class TextCall:
+    """One call that samples text.
+
+    Attributes:
+        images: distinct ones.
+        nodes: distinct prompts of all images together.
+        rows: samples.
+        prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
+    """
+
+    images: int
+    nodes: int
+    rows: int
+    prefix: int
+    prompt: int
+    new: int
+
+
+def decoding_bytes(shape: ModelShape, call: TextCall) -> int:
+    """While samples are decoded eagerly, the kept image prefixes not among it.
+
+    First the prompts are read: every prompt holds its image's prefix, copied if images have several prompts, and the
+    prefix with the prompt appended. Then every sample holds a copy of that, which grows by whole reserves; those of the
+    prompts go as these come.
+    """
+    trunk = shape.trunk
+    samples = sample_cache_bytes(shape, call)
+    in_a_layer = (samples if call.new > SPARE else prompt_cache_bytes(shape, call)) // trunk.layers  # a longer copy
+    length = call.prefix + call.prompt + call.new
+    passing = max(in_a_layer, logits_bytes(shape, call.rows), trunk.forward_bytes(call.rows, 1, length))
+    return max(_reading_bytes(shape, call), samples + passing)
+
+
+def compiled_decoding_bytes(shape: ModelShape, call: TextCall) -> int:
+    """The same where samples are decoded in a room, which is not among it: prompts are let go as it is filled."""
+    rows, length = _room(call)
+    return max(
+        _reading_bytes(shape, call), logits_bytes(shape, call.rows), shape.trunk.forward_bytes(rows, 1, length - 1)
+    )
+
+
+def room_bytes(shape: ModelShape, call: TextCall) -> int:
+    """Keys and values of the rows and positions that compiled passes of this call run over; they stay allocated."""
+    rows, length = _room(call)
+    return shape.trunk.kv_bytes * rows * length
+
+
+def _room(call: TextCall) -> tuple[int, int]:
+    from asg_core.decoding.compiled import room_size  # brings torch, without which most plans do
+
+    return room_size(call.rows, call.prefix + call.prompt + call.new)
+
+
+def _reading_bytes(shape: ModelShape, call: TextCall) -> int:
+    return prompt_cache_bytes(shape, call) + shape.trunk.forward_bytes(call.nodes, call.prompt, call.prefix)
+
+
+def prompt_cache_bytes(shape: ModelShape, call: TextCall) -> int:
+    """Keys and values of prompts that have been read."""
+    copied = call.prefix if call.nodes > call.images else 0
+    return shape.trunk.kv_bytes * call.nodes * (copied + call.prefix + call.prompt)
+
+
+def sample_cache_bytes(shape: ModelShape, call: TextCall) -> int:
+    """Keys and values of samples in their last eager pass."""
+    reserved = SPARE * -(-max(call.new, 1) // SPARE)
+    return shape.trunk.kv_bytes * call.rows * (call.prefix + call.prompt + reserved)
