@@ -24,6 +24,9 @@ on an H200's host, 36 to 77 ms (benchmarks/RESULTS.md). The host decides, so ano
 UPDATE_PASSES = 3
 """Forward under the role, forward under the base, backward (through frozen weights: as much as a forward)."""
 
+HEAD_PASSES = 5
+"""Of an update: the same three, and both forward passes once more on the way back, so that no logits are kept."""
+
 ATTENTION_BACKWARD = 2.5
 """Backward of attention as a multiple of its forward: five matrix products, one of them the forward's again, for two
 (Dao 2023, arXiv 2307.08691, section 4.1)."""
@@ -90,7 +93,11 @@ class _Counter:
         flops = shown * (images * trunk.flops(read, read) + rows * trunk.flops(own, read + own))
         attention = images * trunk.attention_flops(read, read) + rows * trunk.attention_flops(own, read + own)
         flops += (ATTENTION_BACKWARD - 1) * attention + rows * trunk.flops(prompt + new, prefix + prompt + new)
-        flops += UPDATE_PASSES * trunk.head_flops(rows * new)
+        flops += HEAD_PASSES * trunk.head_flops(rows * new)
+        if not shared:  # of a prefix's last layer, nobody reads more than keys and values
+            unread = trunk.parameters / trunk.layers - 2 * trunk.width * trunk.kv_heads * trunk.head_width
+            unread_attention = ATTENTION_BACKWARD * trunk.attention_flops(read, read) / trunk.layers
+            flops -= images * (2 * unread * read + unread_attention)
         passes = 2 * shown + 1
         return Phase(name, passes, passes * trunk.layers, flops, passes * trunk.weight_bytes)
 
