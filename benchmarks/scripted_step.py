@@ -28,9 +28,8 @@ Kind = Literal["understanding", "generation"]
 Groups = list[list[tuple[TextSample, float]]]
 Reports = dict[Role, UpdateReport]
 Watch = Callable[[str], AbstractContextManager[object]]
-"""Given "sampling" or "update Solver" (any role); entered around that part of a step."""
+"""Given "sampling", "update proposer", "update solver" or "update generator"; entered around that part of a step."""
 
-LEARNING = {Role.PROPOSER: "lr_proposer", Role.SOLVER: "lr_solver", Role.GENERATOR: "lr_generator"}
 UPDATED: dict[Kind, tuple[Role, ...]] = {
     "understanding": (Role.PROPOSER, Role.SOLVER),
     "generation": (Role.GENERATOR,),
@@ -68,7 +67,7 @@ def step_config(model: Backbone, shape: ModelShape, kind: Kind, count: int, leng
 
 def planned(shape: ModelShape, config: RunConfig, kind: Kind, count: int, side: int) -> StepMemory:
     """Memory of such a step with the moments of the roles that it updates: those of others are never made."""
-    still = {rate: 0.0 for role, rate in LEARNING.items() if role not in UPDATED[kind]}
+    still = {f"lr_{role.value}": 0.0 for role in Role if role not in UPDATED[kind]}
     alone = config.model_copy(update={"optimiser": config.optimiser.model_copy(update=still)})
     needs = understanding_memory if kind == "understanding" else generation_memory
     return needs(shape, alone, (side, side), count)
@@ -85,7 +84,7 @@ def scripted_step(
     watch: Watch = lambda part: nullcontext(),
     regroup: Callable[[Groups], Groups] = lambda groups: groups,
 ) -> Reports:
-    """A step of one image each and its updates.
+    """A step on ``pictures`` and its updates; what each role's update reports.
 
     Args:
         model: with endless texts.

@@ -35,6 +35,7 @@ class PretendedTensor(DeviceTensor):
     block: Block
     known: Tensor | None
     signature: tuple[Any, ...]
+    content = ("block", "known", "signature")
 
     @staticmethod
     def __new__(
@@ -54,10 +55,6 @@ class PretendedTensor(DeviceTensor):
     ) -> Any:
         """Where no mode sees the operation."""
         return _owner(args, kwargs or {}).run(op, args, kwargs or {})
-
-    def become(self, value: Tensor) -> None:
-        """See DeviceTensor."""
-        self.block, self.known, self.signature = value.block, value.known, value.signature  # type: ignore[attr-defined]
 
     def tolist(self) -> Any:
         """As of any tensor; one copy."""

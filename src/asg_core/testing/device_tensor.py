@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,17 +14,18 @@ class DeviceTensor(Tensor):
     """A tensor without memory of its own; a subclass says what it stands for.
 
     Made with ``Tensor._make_wrapper_subclass``; operations arrive at ``__torch_dispatch__``.
+
+    Attributes:
+        content: names of the subclass's attributes that say what an instance stands for.
     """
+
+    content: ClassVar[tuple[str, ...]]
 
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
-    def become(self, value: Tensor) -> None:
-        """Stand for what ``value``, a tensor of the same device, stands for."""
-        raise NotImplementedError
-
     @property
     def data(self) -> Tensor:
-        """As of any tensor."""
+        """As of any tensor. Raises RuntimeError if it is set to a tensor of another device."""
         data: Tensor = _DATA.__get__(self)
         return data
 
@@ -33,7 +34,8 @@ class DeviceTensor(Tensor):
         if type(value) is not type(self):
             raise RuntimeError(f"the data of a {self.device.type} tensor is set to a tensor of the {value.device}")
         _DATA.__set__(self, value)
-        self.become(value)
+        for name in self.content:
+            setattr(self, name, getattr(value, name))
 
     def __getitem__(self, key: Any) -> Tensor:
         """As of any tensor; torch makes tensors of lists where no dispatch mode sees it, so they are made here."""

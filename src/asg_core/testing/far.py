@@ -32,6 +32,7 @@ class FarTensor(DeviceTensor):
     """A tensor of the far device; ``near`` is its content."""
 
     near: Tensor
+    content = ("near",)
 
     @staticmethod
     def __new__(cls, near: Tensor) -> FarTensor:
@@ -54,10 +55,6 @@ class FarTensor(DeviceTensor):
     ) -> Any:
         """Compute on the CPU."""
         return _compute(op, args, kwargs or {})
-
-    def become(self, value: Tensor) -> None:
-        """See DeviceTensor."""
-        self.near = value.near  # type: ignore[attr-defined]
 
     def tolist(self) -> Any:
         """As of any tensor."""
