@@ -25,10 +25,10 @@ from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asg_core.adapted_linear import AdaptedLinear
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.adapted_linear import AdaptedLinear
+from asg_core.models.lora import RoleAdapters
 
 WIDTH, KEYS, MLP = 3584, 512, 18944
 SIZES = {"q": (WIDTH, WIDTH), "k": (WIDTH, KEYS), "v": (WIDTH, KEYS), "o": (WIDTH, WIDTH), "gate": (WIDTH, MLP)}

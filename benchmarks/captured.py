@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from asg_core.decoding.compiled import Pass
+from asg_core.models.decoding.compiled import Pass
 
 WARM = 2
 """Runs before a graph is recorded: libraries choose kernels and workspaces then."""

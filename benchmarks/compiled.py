@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from results import machine, write_section
 
-from asg_core.decoding import CompiledDecode
-from asg_core.roles import TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import TextRequest, TextSample, TextSampling
+from asg_core.models.decoding import CompiledDecode
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 
 TOKENS = 64

@@ -12,12 +12,12 @@ from gpu_models import Built, pictures
 from scripted import confident, endless
 from scripted_step import Kind, Lengths, step_config
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.config import Optimiser, RunConfig
-from asg_core.optimiser import RoleOptimiser
+from asg_core.backbones.interface import Role
+from asg_core.config.schema import Optimiser, RunConfig
+from asg_core.method.replay import NoiseFloor
+from asg_core.models.causal import CausalBackbone
 from asg_core.planning import Accelerator as Rates
-from asg_core.roles import Role
-from asg_core.steps.replay import NoiseFloor
+from asg_core.training.optimizer import RoleOptimiser
 
 SHARE = 0.85
 """Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning import Drawing, ModelShape
-from asg_core.roles import Backbone
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 NAMES = ("vargpt", "blip3o", "bagel")

@@ -14,12 +14,12 @@ from gpu_models import pictures
 from gpu_rows import Row, against, check, timed
 from one_by_one import OneByOne
 
-from asg_core.decoding import CompiledDecode
-from asg_core.decoding.compiled import Compiler, Pass, inductor
-from asg_core.policy import k3
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.steps.replay import NoiseFloor
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.method.policy import k3
+from asg_core.method.prompts import QUESTION_PROMPT
+from asg_core.method.replay import NoiseFloor
+from asg_core.models.decoding import CompiledDecode
+from asg_core.models.decoding.compiled import Compiler, Pass, inductor
 
 BATCHES = (1, 8, 32)
 COMPILED_ROWS = (8,)

@@ -9,8 +9,8 @@ from gpu_models import Scale, build, pictures
 from gpu_rows import Row, check
 from scripted import endless
 
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.method.prompts import QUESTION_PROMPT
 
 SLICE_TOLERANCE = 0.05
 """Largest relative error ||bf16 - fp32|| / ||fp32|| of a slice; bfloat16 has 8 significant bits (0.4 %)."""

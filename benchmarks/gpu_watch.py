@@ -15,8 +15,8 @@ from scripted_step import UPDATED, require_updates, scripted_step
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.method.prompts import QUESTION_PROMPT
 
 LONGEST = 15
 """Kernels of a profile that are listed."""

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from asg_core.roles import (
+from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
     ImageSample,
@@ -27,7 +27,7 @@ from asg_core.roles import (
     TokenLogits,
     one_each,
 )
-from asg_core.wrapped import WrappedBackbone
+from asg_core.backbones.proxy import WrappedBackbone
 
 T = TypeVar("T")
 

@@ -29,20 +29,20 @@ from PIL import Image
 from results import machine, write_section
 from sequential import SequentialQwen
 
-from asg_core.config import RunConfig
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
-from asg_core.monitor import CollapseMonitor, understanding_metrics, update_metrics
-from asg_core.optimiser import RoleOptimiser, StepResult
-from asg_core.plugins import load_backbone
-from asg_core.policy import AdaptiveKl, EmaBaseline
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextSample
-from asg_core.run_folder import RunFolder
-from asg_core.steps.records import UnderstandingItem
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextSample
+from asg_core.backbones.registry import load_backbone
+from asg_core.config.schema import RunConfig
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.records import UnderstandingItem
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.runs.folder import RunFolder
 from asg_core.testing.legible import legible
 from asg_core.testing.qwen import QwenBackbone, random_qwen
+from asg_core.training.alarms import CollapseMonitor, understanding_metrics, update_metrics
+from asg_core.training.optimizer import RoleOptimiser, StepResult
 
 CONFIG = RunConfig.model_validate(
     {

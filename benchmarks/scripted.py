@@ -14,10 +14,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings, one_each
-from asg_core.wrapped import WrappedBackbone
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings, one_each
+from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
+from asg_core.models.causal import CausalBackbone
 
 SPEC = (
     "Prompt: a red square above a blue circle Q: What colour is the square? A: red "

@@ -11,18 +11,18 @@ from typing import Literal
 from PIL.Image import Image
 from scripted import Scripted
 
-from asg_core.config import RunConfig
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
+from asg_core.backbones.interface import Backbone, Role, TextSample
+from asg_core.config.schema import RunConfig
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.generation import generation_step
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.replay import NoiseFloor
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
-from asg_core.policy import AdaptiveKl, EmaBaseline
-from asg_core.roles import Backbone, Role, TextSample
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.replay import NoiseFloor
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.training.optimizer import RoleOptimiser
 
 Kind = Literal["understanding", "generation"]
 Groups = list[list[tuple[TextSample, float]]]

@@ -14,9 +14,17 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from asg_core.decoding import Segment, join_segments, pick, uniforms_of
-from asg_core.entropy import token_entropy
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TextSamplings, TokenLogits, one_each
+from asg_core.backbones.interface import (
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TextSamplings,
+    TokenLogits,
+    one_each,
+)
+from asg_core.method.token_entropy import token_entropy
+from asg_core.models.decoding import Segment, join_segments, pick, uniforms_of
 from asg_core.testing.qwen import QwenBackbone
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from asg_core import RunConfig, load_backbone
-from asg_core.images import PoolImage
-from asg_core.roles import Backbone, Role
+from asg_core.backbones.interface import Backbone, Role
+from asg_core.data.image_pool import PoolImage
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def tiny_flow() -> Backbone:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded backbone's own unlabeled image folder."""
-    from asg_core.plugins import find_manifest, resolve
+    from asg_core.backbones.registry import find_manifest, resolve
 
     folder = tmp_path_factory.mktemp("scenes")
     resolve(str(find_manifest("tiny").images))(folder, 0)

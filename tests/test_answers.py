@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asg_core.answers import answer_kind, answer_span, canonical_label, normalise, opposite, same_answer, vote
-from asg_core.numerals import number_words_to_digits
+from asg_core.method.answers import answer_kind, answer_span, canonical_label, normalise, opposite, same_answer, vote
+from asg_core.method.numerals import number_words_to_digits
 
 YES_NO = "Is there a dog?"
 COUNT = "How many dogs are there?"

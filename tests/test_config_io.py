@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asg_core.config import RunConfig
-from asg_core.config_io import commented_yaml, load_run_config, write_run_config
+from asg_core.backbones.registry import find_manifest
+from asg_core.config.schema import RunConfig
+from asg_core.config.strict_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
 from asg_core.errors import ConfigError, PluginError
-from asg_core.plugins import find_manifest
-from asg_core.yaml_io import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
+from asg_core.runs.configuration import commented_yaml, load_run_config, write_run_config
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from asg_core.config import RunConfig
-from asg_core.roles import Role, TextSample
-from asg_core.steps.records import UnderstandingItem
+from asg_core.backbones.interface import Role, TextSample
+from asg_core.config.schema import RunConfig
+from asg_core.method.records import UnderstandingItem
 from asg_core.testing.counting import BESIDE_TOKENS, CountedStep, excess, understanding
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.cli import main
-from asg_core.counting import counted
-from asg_core.roles import Role, TextRequest, TextSampling
 from asg_core.testing.operations import watched
 from asg_core.testing.qwen import QwenBackbone, random_qwen
+from asg_core.training.profiler import counted
 
 LAYERS = "language_model.layers"
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import asg_core.images
+import asg_core.data.image_pool
+from asg_core.data.image_file import MAX_PIXELS, open_image, verify_image
+from asg_core.data.image_pool import ImagePool, scan_images
 from asg_core.errors import CheckpointError, ImageError
-from asg_core.image_files import MAX_PIXELS, open_image, verify_image
-from asg_core.images import ImagePool, scan_images
 
 
 def plain(path: Path, colour: str | tuple[int, ...] = "red", size: tuple[int, int] = (8, 6)) -> Path:
@@ -95,7 +95,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pyt
 
 
 def test_large_folders_are_checked_while_drawing_and_lose_no_draw(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asg_core.images, "VERIFY_UP_TO", 3)
+    monkeypatch.setattr(asg_core.data.image_pool, "VERIFY_UP_TO", 3)
     rows: list[str] = []
     pool = ImagePool(mixed, 0, lambda file, reason: rows.append(file.as_posix()))
     assert rows == []

@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel
 
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import PluginError, WeightsError
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.models.lora import RoleAdapters
 
 TEXT = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])

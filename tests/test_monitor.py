@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from asg_core.config import Alarms
-from asg_core.monitor import CollapseMonitor
+from asg_core.config.schema import Alarms
+from asg_core.training.alarms import CollapseMonitor
 
 HEALTHY: dict[str, Any] = {
     "kind": "understanding",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from asg_core.optimiser import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimiser
 
 
 def make(lr: float = 0.1, max_grad_norm: float = 1.0) -> tuple[torch.nn.Parameter, RoleOptimiser]:

@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from asg_core.backbones.registry import (
+    PluginRecord,
+    find_manifest,
+    list_plugins,
+    load_backbone,
+    resolve,
+    validate_options,
+)
 from asg_core.errors import CapabilityError, ConfigError, PluginError, WeightsError
-from asg_core.plugins import PluginRecord, find_manifest, list_plugins, load_backbone, resolve, validate_options
 
 Install = Callable[..., None]
 
 HEADER = """
-from asg_core.hookspecs import hookimpl
-from asg_core.manifest import BackboneManifest, Capabilities
+from asg_core.backbones.hookspecs import hookimpl
+from asg_core.backbones.manifest import BackboneManifest, Capabilities
 def manifest(name, **more):
     return BackboneManifest(
         **{"name": name, "summary": "s", "licence": "MIT", "capabilities": Capabilities(), "weights_embedded": True,
@@ -230,8 +237,8 @@ HEAVY = "{'torch', 'transformers', 'diffusers', 'peft', 'accelerate', 'matplotli
 @pytest.mark.parametrize(
     "code",
     [
-        "import asg_core, asg_core.manifest, asg_core.config, asg_core.hookspecs",
-        "import asg_core.config_io as c; c.load_run_config(None, ['steps=3'])",
+        "import asg_core, asg_core.backbones.manifest, asg_core.config.schema, asg_core.backbones.hookspecs",
+        "import asg_core.runs.configuration as c; c.load_run_config(None, ['steps=3'])",
         "import asg_core.cli; assert asg_core.cli.main(['--help']) == 0",
         "import asg_core.cli; assert asg_core.cli.main(['train', '--help']) == 0",
         "import asg_core.cli; assert asg_core.cli.main(['plugins']) == 0",

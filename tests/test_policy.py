@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asg_core.policy import (
+from asg_core.method.policy import (
     AdaptiveKl,
     EmaBaseline,
     clipped_policy_terms,

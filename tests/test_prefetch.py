@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import asg_core.images
-from asg_core.image_files import open_image
-from asg_core.images import ImagePool
+import asg_core.data.image_pool
+from asg_core.data.image_file import open_image
+from asg_core.data.image_pool import ImagePool
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         seen.append((path.name, threading.current_thread() is not threading.main_thread()))
         return open_image(path, max_side)
 
-    monkeypatch.setattr(asg_core.images, "open_image", noted)
+    monkeypatch.setattr(asg_core.data.image_pool, "open_image", noted)
     return seen
 
 
@@ -54,7 +54,7 @@ def test_the_next_images_are_decoded_while_the_caller_works_and_each_once(
 
 
 def test_a_bad_file_is_set_aside_in_its_turn_and_not_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asg_core.images, "VERIFY_UP_TO", 0)
+    monkeypatch.setattr(asg_core.data.image_pool, "VERIFY_UP_TO", 0)
     reported: list[Path] = []
     order = [ImagePool(folder, 0).files[i] for i in ImagePool(folder, 0).order(0)]
     (folder / order[2]).write_text("no image")

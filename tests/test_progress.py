@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asg_core.progress import TrainingDisplay
+from asg_core.runs.console import TrainingDisplay
 
 UNDERSTANDING: dict[str, Any] = {
     "step": 3,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asg_core.prompts import (
+from asg_core.method.prompts import (
     CANONICAL_FRAMING,
     FRAMINGS,
     HELD_OUT_FRAMINGS,

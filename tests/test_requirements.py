@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from asg_core.backbones.requirements import unmet_requirements
 from asg_core.cli import main
-from asg_core.requirements import unmet_requirements
 
 Install = Callable[..., None]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asg_core.answers import same_answer, vote
-from asg_core.rewards.generation import (
+from asg_core.method.answers import same_answer, vote
+from asg_core.method.generation_rewards import (
     CandidateScores,
     contradiction,
     fidelity,

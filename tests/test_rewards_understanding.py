@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asg_core.answers import Vote, vote
-from asg_core.rewards.understanding import (
+from asg_core.method.answers import Vote, vote
+from asg_core.method.rewards import (
     GATE_PENALTY,
     GATED,
     information,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asg_core.errors import RunFolderError
-from asg_core.run_folder import RunFolder, read_json_lines, write_json
+from asg_core.runs.folder import RunFolder, read_json_lines, write_json
 
 
 def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
     folder = RunFolder.create(tmp_path / "x")
     folder.config.write_text("steps: 1\n")
     script = (
-        "from asg_core.run_folder import RunFolder; from pathlib import Path; "
+        "from asg_core.runs.folder import RunFolder; from pathlib import Path; "
         f"RunFolder.reopen(Path({str(folder.path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from asg_core.config import Schedule
-from asg_core.schedule import kinds, step_kind
+from asg_core.config.schema import Schedule
+from asg_core.training.schedule import kinds, step_kind
 
 
 def letters(steps: int, **schedule: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from asg_core.seeds import derive_seed
+from asg_core.config.seeding import derive_seed
 
 
 def test_seeds_are_the_same_in_every_process_and_release() -> None:

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from asg_core import RunConfig, Trainer
-from asg_core.checkpoint import newest_good
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import CheckpointError, ConfigError, ImageError, RunFolderError, TrainingStopped
-from asg_core.progress import TrainingDisplay
-from asg_core.roles import Backbone, Role
-from asg_core.run_folder import read_json_lines
+from asg_core.runs.console import TrainingDisplay
+from asg_core.runs.folder import read_json_lines
+from asg_core.training.checkpoint import newest_good
 
 
 @pytest.fixture
@@ -319,9 +319,9 @@ def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) ->
 def test_a_tracker_that_is_not_installed_is_one_clear_error(
     start: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asg_core.preflight
+    import asg_core.training.preflight
 
-    monkeypatch.setattr(asg_core.preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(asg_core.training.preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asg-core\[wandb\]'"):
         Trainer(start(trackers=("wandb",))).run()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from asg_core import load_backbone
-from asg_core.prompts import CAPTION_PROMPT
-from asg_core.roles import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.method.prompts import CAPTION_PROMPT
 
 
 def main() -> None:

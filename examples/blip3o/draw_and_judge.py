@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from asg_core import load_backbone
-from asg_core.roles import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from asg_core import load_backbone
-from asg_core.roles import ImageRequest, ImageSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling
 
 
 def main() -> None:

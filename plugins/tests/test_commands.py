@@ -17,7 +17,7 @@ import pytest
 from asg_core.cli import main
 from asg_core.cli.main import _VERBS
 from asg_core.cli.train import split_config
-from asg_core.config_io import load_run_config
+from asg_core.runs.configuration import load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("bagel", "blip3o", "vargpt")

@@ -20,12 +20,12 @@ from pretended_cuda import PretendedCuda, obstacle
 from scripted import endless
 from scripted_step import Kind, scripted_step
 
-from asg_core.config import RunConfig
-from asg_core.decoding import CompiledDecode
-from asg_core.optimiser import RoleOptimiser
+from asg_core.backbones.interface import Role
+from asg_core.config.schema import RunConfig
+from asg_core.models.decoding import CompiledDecode
 from asg_core.planning import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.workload import rates
-from asg_core.roles import Role
+from asg_core.training.optimizer import RoleOptimiser
 
 PLENTY = 2**40
 TIGHT = 0.8

@@ -12,9 +12,9 @@ from pretended_cuda.bars import complaints
 from pretended_cuda.workload import Workload
 from torch import Tensor
 
-from asg_core.decoding import sampling
-from asg_core.optimiser import RoleOptimiser
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.models.decoding import sampling
+from asg_core.training.optimizer import RoleOptimiser
 
 
 @pytest.fixture(scope="module", params=["vargpt"])

@@ -20,10 +20,10 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asg_core import devices
-from asg_core.plugins import load_backbone
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones import devices
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.registry import load_backbone
+from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.testing.far import NAME, FarTensor, far_device, obstacle
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))

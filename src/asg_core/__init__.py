@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "AsgError": "asg_core.errors",
-    "Backbone": "asg_core.roles",
-    "BackboneManifest": "asg_core.manifest",
-    "Capabilities": "asg_core.manifest",
-    "RunConfig": "asg_core.config",
-    "Trainer": "asg_core.trainer",
-    "hookimpl": "asg_core.hookspecs",
-    "load_backbone": "asg_core.plugins",
+    "Backbone": "asg_core.backbones.interface",
+    "BackboneManifest": "asg_core.backbones.manifest",
+    "Capabilities": "asg_core.backbones.manifest",
+    "RunConfig": "asg_core.config.schema",
+    "Trainer": "asg_core.training.trainer",
+    "hookimpl": "asg_core.backbones.hookspecs",
+    "load_backbone": "asg_core.backbones.registry",
 }
 __all__ = [
     "AsgError",
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.backbones.hookspecs import hookimpl
+    from asg_core.backbones.interface import Backbone
+    from asg_core.backbones.manifest import BackboneManifest, Capabilities
+    from asg_core.backbones.registry import load_backbone
+    from asg_core.config.schema import RunConfig
     from asg_core.errors import AsgError
-    from asg_core.hookspecs import hookimpl
-    from asg_core.manifest import BackboneManifest, Capabilities
-    from asg_core.plugins import load_backbone
-    from asg_core.roles import Backbone
-    from asg_core.trainer import Trainer
+    from asg_core.training.trainer import Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
-from asg_core.adapted_linear import AdaptedLinear
+from asg_core.models.adapted_linear import AdaptedLinear
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -12,9 +12,9 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.lora import RoleAdapters
 
 from .conftest import by_peft, error, noise
 

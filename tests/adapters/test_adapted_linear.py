@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asg_core.adapted_linear import AdaptedLinear
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.adapted_linear import AdaptedLinear
+from asg_core.models.lora import RoleAdapters
 
 from .conftest import by_peft, error, noise
 
@@ -223,7 +223,7 @@ def test_the_newest_weights_decide_in_place_and_in_no_file():
 def test_weights_are_cast_once_and_not_at_every_pass(monkeypatch):
     layer, adapters = adapted(torch.bfloat16)
     casts = []
-    monkeypatch.setattr("asg_core.adapted_linear._split", lambda value, parts: casts.append(value.shape))
+    monkeypatch.setattr("asg_core.models.adapted_linear._split", lambda value, parts: casts.append(value.shape))
     x = noise(4, IN).bfloat16()
     with adapters.use(Role.SOLVER), torch.no_grad():
         layer(x)

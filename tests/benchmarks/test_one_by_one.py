@@ -12,16 +12,16 @@ from one_by_one import OneByOne, separate
 from scripted import AGREEING, Scripted, endless
 
 from asg_core import RunConfig, load_backbone
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl, EmaBaseline
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.records import GenerationItem, UnderstandingItem
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.generation import generation_step
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.records import GenerationItem, UnderstandingItem
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.training.optimizer import RoleOptimiser
 
 SETTINGS = {
     "ask": {"max_new_tokens": 6, "spec_max_new_tokens": 8},

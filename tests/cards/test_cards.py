@@ -10,15 +10,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
 from asg_core import RunConfig, Trainer
-from asg_core.cards.publish import files_to_publish
 from asg_core.cli import main
 from asg_core.errors import RunFolderError
+from asg_core.runs.publish import files_to_publish
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on a folder whose path must stay private."""
-    from asg_core.plugins import find_manifest, resolve
+    from asg_core.backbones.registry import find_manifest, resolve
 
     images = tmp_path_factory.mktemp("secret-place") / "holiday"
     images.mkdir()

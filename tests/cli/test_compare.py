@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from asg_core.backbones.interface import Role
+from asg_core.backbones.registry import load_backbone
 from asg_core.cli import main
-from asg_core.config_io import load_run_config, write_run_config
-from asg_core.plugins import load_backbone
-from asg_core.roles import Role
+from asg_core.runs.configuration import load_run_config, write_run_config
 
 Call = Callable[..., str]
 

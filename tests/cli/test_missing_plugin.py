@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from asg_core import plugins
+from asg_core.backbones import registry as plugins
+from asg_core.backbones.known_plugins import FOLDERS
 from asg_core.cli import main
 from asg_core.errors import PluginError
-from asg_core.known_plugins import FOLDERS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

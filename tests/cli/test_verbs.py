@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.backbones.registry import load_backbone
 from asg_core.cli import main
-from asg_core.config_io import load_run_config, write_run_config
-from asg_core.plugins import load_backbone
-from asg_core.prompts import FRAMINGS, frame
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
+from asg_core.config.seeding import derive_seed
+from asg_core.method.prompts import FRAMINGS, frame
+from asg_core.runs.configuration import load_run_config, write_run_config
 
 Json = Callable[..., Any]
 

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from asg_core.decoding import TransformersCausalModel
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role, TextRequest
+from asg_core.backbones.interface import Role, TextRequest
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.decoding import TransformersCausalModel
+from asg_core.models.lora import RoleAdapters
 from asg_core.testing.qwen import (
     LAYOUT,
     SPECIAL_IDS,

@@ -13,15 +13,15 @@ import weakref
 import pytest
 import torch
 
-from asg_core.config import RunConfig
-from asg_core.counting import counted
-from asg_core.decoding import CompiledDecode, PrefixCache, sample_text, token_logits
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.backbones.options import BackboneOptions
+from asg_core.backbones.registry import find_manifest, load_backbone
+from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.options import BackboneOptions
-from asg_core.plugins import find_manifest, load_backbone
-from asg_core.preflight import check_plan
-from asg_core.roles import Role, TextRequest, TextSampling
-from asg_core.sharding import shard_base
+from asg_core.models.decoding import CompiledDecode, PrefixCache, sample_text, token_logits
+from asg_core.training.fsdp import shard_base
+from asg_core.training.preflight import check_plan
+from asg_core.training.profiler import counted
 
 SAMPLED, GREEDY = TextSampling(12, 0.8), TextSampling(12, 0.0)
 EACH = [SAMPLED, TextSampling(3, 0.0)] * 5

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from asg_core.decoding import ImageFeatureCache
+from asg_core.models.decoding import ImageFeatureCache
 
 
 def test_each_image_object_is_encoded_once_in_one_batch(make_picture):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from asg_core.decoding.packed_vision import Grid, PackedVision
+from asg_core.models.decoding.packed_vision import Grid, PackedVision
 from asg_core.testing.qwen import random_qwen
 
 SQUARE, EVEN, RAGGED, TALL = (4, 4), (8, 12), (6, 10), (14, 6)

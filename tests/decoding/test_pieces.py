@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from asg_core.decoding.pieces import PieceDecoder
+from asg_core.models.decoding.token_text import PieceDecoder
 
 
 def by_bytes(ids):

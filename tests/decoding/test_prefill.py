@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asg_core.roles import Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 
 ROLES = [Role.PROPOSER, Role.SOLVER, None]

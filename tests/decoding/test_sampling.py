@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from asg_core.decoding import PrefixCache, sample_text
-from asg_core.roles import Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.models.decoding import PrefixCache, sample_text
 
 SAMPLED, GREEDY = TextSampling(12, 0.8), TextSampling(12, 0.0)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from asg_core.decoding import PrefixCache, cache, sample_text, token_logits, tree
-from asg_core.roles import Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.models.decoding import PrefixCache, cache_layers, prefix_tree, sample_text, token_logits
 
 SAMPLING = TextSampling(9, 0.8)
 
@@ -124,13 +124,13 @@ def test_shared_prefix_gradient_equals_the_unshared_one_and_a_detached_prefix_do
     assert relative_error(shared, expected) < 1e-6  # the stock models' norms round to float32
 
     def detached(whole, rows, *, growing=False):
-        forked = cache.branch(whole, rows, growing=growing)
+        forked = cache_layers.branch(whole, rows, growing=growing)
         for layer in forked.layers:
             if layer.past is not None:
                 layer.past = tuple(states.detach() for states in layer.past)
         return forked
 
-    monkeypatch.setattr(tree, "branch", detached)
+    monkeypatch.setattr(prefix_tree, "branch", detached)
     assert relative_error(gradient(rig, Role.SOLVER, shared_loss(rig, samples, ADVANTAGES)), expected) > 1e-2
 
 
@@ -172,8 +172,8 @@ def test_recomputed_layers_give_the_same_gradient_and_keep_less(kind, build_rig,
 
 
 def test_an_adapted_head_is_recomputed_under_its_own_role(build_rig):
-    from asg_core.lora import RoleAdapters
-    from asg_core.manifest import LoraSettings
+    from asg_core.backbones.manifest import LoraSettings
+    from asg_core.models.lora import RoleAdapters
 
     rig = build_rig("llama", torch.float64)
     wrapped = torch.nn.Sequential(rig.full.lm_head)
@@ -295,14 +295,14 @@ def test_sharing_keeps_fewer_activations_than_an_unshared_batch(build_rig, make_
 def test_a_layer_that_is_run_again_keeps_nothing_for_the_next(rig, monkeypatch):
     """Keys and values in a cache hold what they were computed from: a layer's norms, until the backward pass ends."""
     made = []
-    start = cache.BranchLayer.__init__
+    start = cache_layers.BranchLayer.__init__
 
     def spied(layer, *args):
         start(layer, *args)
         made.append(layer)
 
     samples = sampled(rig, [TextRequest("what is it ?", None, seed) for seed in range(2)])
-    monkeypatch.setattr(cache.BranchLayer, "__init__", spied)
+    monkeypatch.setattr(cache_layers.BranchLayer, "__init__", spied)
     scores = token_logits(rig.model, samples, rig.adapters, Role.SOLVER, checkpoint_layers=rig.layers)
     before = [(layer.keys, layer.values) for layer in made]
     sum(score.logprobs.sum() for score in scores).backward()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralModel
 
-from asg_core.decoding import TransformersCausalModel, sample_text
+from asg_core.backbones.interface import TextRequest, TextSampling
 from asg_core.errors import CapabilityError, PluginError
-from asg_core.roles import TextRequest, TextSampling
+from asg_core.models.decoding import TransformersCausalModel, sample_text
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asg_core.config import RunConfig
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling
+from asg_core.config.schema import RunConfig
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation import drawing
 from asg_core.evaluation.drawing import claim_folder, draw_sheets
 from asg_core.evaluation.layouts import LAYOUTS, Sheet, sample_seed
 from asg_core.evaluation.prompt_files import Prompt
 from asg_core.evaluation.protocol import Items, Protocol, ProtocolError, make_protocol
-from asg_core.roles import Backbone, ImageRequest, ImageSampling
 
 SAMPLING = ImageSampling("quality")
 TEXTS = ["a red circle", "a red square", "two green triangles"]

@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from asg_core.answers import answer_span, same_answer
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
 from asg_core.cli import main
+from asg_core.data.image_file import open_image
+from asg_core.data.image_pool import ImagePool
 from asg_core.errors import ConfigError
 from asg_core.evaluation import easy_vqa
 from asg_core.evaluation.compare import compare
-from asg_core.evaluation.records import EvalItem, EvaluationRequest
-from asg_core.image_files import open_image
-from asg_core.images import ImagePool
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
+from asg_core.method.answers import answer_span, same_answer
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
 
 QUESTIONS = [
     ["what shape is in the image?", "circle", 0],

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from asg_core.backbones.interface import Backbone, TextRequest, TextSampling
 from asg_core.evaluation.presets import load_preset
-from asg_core.roles import Backbone, TextRequest, TextSampling
 
 ROOT = Path(__file__).resolve().parents[2]
 

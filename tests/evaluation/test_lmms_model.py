@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.backbones.registry import load_backbone
 from asg_core.cli import main
-from asg_core.config_io import load_run_config, write_run_config
+from asg_core.data.image_pool import ImagePool
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation.lmms_requests import cut_at, one_image, text_sampling
-from asg_core.images import ImagePool
-from asg_core.plugins import load_backbone
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
+from asg_core.runs.configuration import load_run_config, write_run_config
 
 MODULE = "asg_core.evaluation.lmms_model"
 QUESTIONS = ["how many shapes are there?", "what color is the shape?"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from asg_core import RunConfig, load_backbone, prompts
+from asg_core import RunConfig, load_backbone
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.evaluation import EvalItem
 from asg_core.evaluation import protocol as module
 from asg_core.evaluation.digests import file_digest, weights_digest
@@ -25,7 +26,7 @@ from asg_core.evaluation.protocol import (
     record_protocol,
     require_same,
 )
-from asg_core.roles import Backbone, Role
+from asg_core.method import prompts
 
 ITEMS = Items("prompts.jsonl", "abc", 2)
 

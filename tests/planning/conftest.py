@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from asg_core import RunConfig, load_backbone
-from asg_core.config_io import load_run_config
+from asg_core.backbones.interface import Backbone
 from asg_core.planning import (
     ModelShape,
     Trunk,
     model_shape,
 )
-from asg_core.roles import Backbone
+from asg_core.runs.configuration import load_run_config
 
 SIZE = (32, 32)
 TRUNK = Trunk(layers=3, width=8, heads=4, kv_heads=2, head_width=2, ffn=16, vocabulary=100, parameters=1000, itemsize=2)

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import Cache
 
 from asg_core import RunConfig
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.config_io import load_run_config
-from asg_core.decoding.cache import BranchLayer, GrowingLayer
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
-from asg_core.images import PoolImage
-from asg_core.manifest import BackboneManifest, LoadRequest
+from asg_core.models.causal import CausalBackbone
+from asg_core.models.decoding.cache_layers import BranchLayer, GrowingLayer
 from asg_core.planning import (
     Activations,
     ModelShape,
@@ -40,7 +40,7 @@ from asg_core.planning.decoding import (
     room_bytes,
     sample_cache_bytes,
 )
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
+from asg_core.runs.configuration import load_run_config
 
 from .conftest import SIZE, TRUNK
 
@@ -119,9 +119,9 @@ def test_cache_bytes_are_those_of_a_run(
 def test_understanding_cache_covers_a_whole_step(
     shape: ModelShape, loaded: Backbone, config: RunConfig, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asg_core.entropy import RollingPercentile
-    from asg_core.policy import EmaBaseline
-    from asg_core.steps.understanding import understanding_step
+    from asg_core.method.policy import EmaBaseline
+    from asg_core.method.token_entropy import RollingPercentile
+    from asg_core.method.understanding import understanding_step
 
     recorder = Recorder(loaded, monkeypatch)
     understanding_step(loaded, images[:2], config, 1, RollingPercentile(), EmaBaseline())
@@ -259,8 +259,8 @@ def test_checkpointing_and_small_backward_passes_save_memory(shape: ModelShape, 
 
 
 def test_a_backbone_without_a_plan_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    from asg_core.backbones.registry import find_manifest
     from asg_core.planning import shape as module
-    from asg_core.plugins import find_manifest
 
     mute: BackboneManifest = find_manifest(config.backbone).model_copy(update={"plan": None})
     monkeypatch.setattr(module, "find_manifest", lambda name: mute)

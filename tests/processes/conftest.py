@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asg_core.processes import Processes
+from asg_core.training.distributed import Processes
 
 Launch = Callable[..., list[dict[str, Any]]]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import asg_core.images
-from asg_core.images import ImagePool
+import asg_core.data.image_pool
+from asg_core.data.image_pool import ImagePool
 
 from .conftest import Threads
 
@@ -19,7 +19,7 @@ from .conftest import Threads
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine files of which three are broken and found out only when they are drawn."""
-    monkeypatch.setattr(asg_core.images, "VERIFY_UP_TO", 0)
+    monkeypatch.setattr(asg_core.data.image_pool, "VERIFY_UP_TO", 0)
     for i in range(9):
         if i % 3 == 1:
             (tmp_path / f"{i}.png").write_bytes(b"not an image")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from asg_core import RunConfig, Trainer
-from asg_core.checkpoint import newest_good
+from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError
-from asg_core.processes import Processes, start_accelerator
-from asg_core.roles import Role
-from asg_core.run_folder import read_json_lines
+from asg_core.runs.folder import read_json_lines
+from asg_core.training.checkpoint import newest_good
+from asg_core.training.distributed import Processes, start_accelerator
 
 from .conftest import Launch
 
@@ -48,7 +48,7 @@ def settings(config: RunConfig, scenes: Path, out: Path, **changes: Any) -> dict
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from asg_core.plugins import find_manifest, resolve
+    from asg_core.backbones.registry import find_manifest, resolve
 
     folder = tmp_path_factory.mktemp("scenes")
     resolve(str(find_manifest("tiny").images))(folder, 0)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import asg_core.steps.generation
-import asg_core.steps.understanding
+import asg_core.method.generation
+import asg_core.method.understanding
 from asg_core import RunConfig, load_backbone
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
-from asg_core.policy import EmaBaseline
-from asg_core.processes import Processes
-from asg_core.seeds import derive_seed
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.policy import EmaBaseline
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.training.distributed import Processes
 
 from .conftest import Threads
 
@@ -37,14 +37,14 @@ def test_seeds_of_all_shares_are_those_of_one_process(
             used[path] += 1
         return derive_seed(*path)
 
-    monkeypatch.setattr(getattr(asg_core.steps, kind), "derive_seed", recorded)
+    monkeypatch.setattr(getattr(asg_core.method, kind), "derive_seed", recorded)
 
     def step(share: list[PoolImage], processes: Processes, first: int) -> None:
         backbone = load_backbone("tiny", device="cpu", dtype="float32")
         if kind == "generation":
-            asg_core.steps.generation.generation_step(backbone, share, config, 4, processes, first)
+            asg_core.method.generation.generation_step(backbone, share, config, 4, processes, first)
         else:
-            asg_core.steps.understanding.understanding_step(
+            asg_core.method.understanding.understanding_step(
                 backbone, share, config, 1, RollingPercentile(), EmaBaseline(), processes, first
             )
 

@@ -20,15 +20,15 @@ import torch.distributed
 from torch.distributed.tensor import DTensor
 
 from asg_core import RunConfig, Trainer
-from asg_core.agreement import state_digest
+from asg_core.backbones.interface import Backbone, Role
+from asg_core.backbones.registry import load_backbone
 from asg_core.errors import AsgError
-from asg_core.optimiser import RoleOptimiser
-from asg_core.plugins import load_backbone
-from asg_core.processes import Processes
-from asg_core.recovery import state_of
-from asg_core.roles import Backbone, Role
-from asg_core.sharding import shard_base
 from asg_core.testing.sharded import differences_here
+from asg_core.training.consistency import state_digest
+from asg_core.training.distributed import Processes
+from asg_core.training.fsdp import shard_base
+from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.recovery import state_of
 
 RANK = "RANK"
 BACKBONE: Any = load_backbone("tiny", device="cpu", dtype="float32")

@@ -16,14 +16,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import asg_core.checkpoint
-import asg_core.lora
+import asg_core.models.lora
+import asg_core.training.checkpoint
 from asg_core import RunConfig, Trainer, load_backbone
-from asg_core.checkpoint import save_checkpoint
-from asg_core.manifest import LoraSettings
-from asg_core.optimiser import RoleOptimiser
-from asg_core.roles import Backbone, Role
-from asg_core.run_folder import read_json_lines
+from asg_core.backbones.interface import Backbone, Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.runs.folder import read_json_lines
+from asg_core.training.checkpoint import save_checkpoint
+from asg_core.training.optimizer import RoleOptimiser
 
 STATE: dict[str, Any] = {
     "betas": {"proposer": 0.01, "solver": 0.02},
@@ -116,7 +116,7 @@ sys.addaudithook(_audit)
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Every open for writing, write, fsync, mkdir and rename, and every file that safetensors writes, may fail."""
-    real_open, real_save = io.open, asg_core.checkpoint.save_file
+    real_open, real_save = io.open, asg_core.training.checkpoint.save_file
 
     def fsync(descriptor: int) -> None:
         _FAULTS.meet("fsync", "")
@@ -140,7 +140,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(io, "open", open_file)
     monkeypatch.setattr(builtins, "open", open_file)
-    for module in (asg_core.checkpoint, asg_core.lora):
+    for module in (asg_core.training.checkpoint, asg_core.models.lora):
         monkeypatch.setattr(module, "save_file", save_file)
     yield _FAULTS
     _FAULTS.disarm()
@@ -163,7 +163,7 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def small(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
     """Configurations of runs that take about a second; their reports have no plots."""
-    monkeypatch.setattr("asg_core.report.render.draw_panels", lambda *_: [])
+    monkeypatch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
 
     def make(out: str = "run", **changes: Any) -> RunConfig:
         return RunConfig.model_validate({**SMALL, "images": scenes, "out": tmp_path / out, **changes})
@@ -176,7 +176,7 @@ def straight(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the ``small`` settings that nothing happened to."""
     out = tmp_path_factory.mktemp("straight") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asg_core.report.render.draw_panels", lambda *_: [])
+        patch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
         return Trainer(RunConfig.model_validate({**SMALL, "images": scenes, "out": out})).run().out
 
 
@@ -194,7 +194,7 @@ def metrics() -> Callable[[Path], list[dict[str, Any]]]:
 @pytest.fixture
 def messages() -> tuple[Any, list[str]]:
     """A display and the list of what it was told to say."""
-    from asg_core.progress import TrainingDisplay
+    from asg_core.runs.console import TrainingDisplay
 
     said: list[str] = []
 

@@ -27,20 +27,20 @@ import numpy as np
 import safetensors.torch
 import torch
 
-import asg_core.checkpoint
-import asg_core.lora
-import asg_core.report.render
+import asg_core.models.lora
+import asg_core.runs.report.render
+import asg_core.training.checkpoint
 from asg_core import RunConfig, Trainer, load_backbone
-from asg_core.entropy import RollingPercentile
-from asg_core.global_random import random_state
-from asg_core.manifest import LoraSettings
-from asg_core.monitor import CollapseMonitor
-from asg_core.progress import TrainingDisplay
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import Backbone, TextRequest, TextSampling
-from asg_core.run_folder import read_json_lines
-from asg_core.seeds import derive_seed
+from asg_core.backbones.interface import Backbone, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.config.seeding import derive_seed
+from asg_core.method.prompts import QUESTION_PROMPT
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.runs.console import TrainingDisplay
+from asg_core.runs.folder import read_json_lines
 from asg_core.tiny.images import write_images
+from asg_core.training.alarms import CollapseMonitor
+from asg_core.training.rng import random_state
 
 STEPS = 4
 SETTINGS: dict[str, Any] = {
@@ -130,10 +130,10 @@ def instrument() -> None:
     builtins.open = io.open = open_torn  # type: ignore[assignment]
 
     os.fsync = fsync
-    for module in (asg_core.checkpoint, asg_core.lora):
+    for module in (asg_core.training.checkpoint, asg_core.models.lora):
         module.save_file = torn_save  # type: ignore[attr-defined]
-    asg_core.report.render.draw_panels = lambda *_: []  # type: ignore[assignment]
-    asg_core.report.render._environment = BlankPages  # type: ignore[assignment]
+    asg_core.runs.report.render.draw_panels = lambda *_: []  # type: ignore[assignment]
+    asg_core.runs.report.render._environment = BlankPages  # type: ignore[assignment]
     RollingPercentile.__init__.__defaults__ = (128, 1)  # so that the first values count
     torch.optim.AdamW.step = around("AdamW.step", torch.optim.AdamW.step)  # type: ignore[method-assign]
     CollapseMonitor.observe = around("observe", CollapseMonitor.observe)  # type: ignore[method-assign]

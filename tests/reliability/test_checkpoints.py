@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-import asg_core.checkpoint as checkpoint
+import asg_core.training.checkpoint as checkpoint
 from asg_core import RunConfig, Trainer
-from asg_core.checkpoint import is_good, newest_good, restore, steps, verify
+from asg_core.backbones.interface import Role
 from asg_core.errors import CheckpointError, RunFolderError
-from asg_core.roles import Role
+from asg_core.training.checkpoint import is_good, newest_good, restore, steps, verify
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from asg_core import RunConfig, Trainer, load_backbone
-from asg_core.checkpoint import is_good, steps
+from asg_core.backbones.interface import Role, TextSample
+from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import TrainingStopped
-from asg_core.manifest import LoraSettings
-from asg_core.progress import TrainingDisplay
-from asg_core.roles import Role, TextSample
+from asg_core.runs.console import TrainingDisplay
+from asg_core.training.checkpoint import is_good, steps
 
 
 def saying(text: str) -> Callable[..., Any]:

@@ -17,18 +17,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asg_core import checkpoint, recovery
-from asg_core.config import Alarms, RunConfig
-from asg_core.config_io import load_run_config
-from asg_core.entropy import RollingPercentile
+from asg_core.backbones.interface import Role
+from asg_core.backbones.registry import find_manifest, list_plugins
+from asg_core.config.schema import Alarms, RunConfig
+from asg_core.config.strict_yaml import parse_yaml
+from asg_core.data.image_pool import ImagePool
 from asg_core.errors import AsgError, CheckpointError, ConfigError, PluginError
-from asg_core.images import ImagePool
-from asg_core.monitor import CollapseMonitor
-from asg_core.plugins import find_manifest, list_plugins
-from asg_core.policy import AdaptiveKl, EmaBaseline
-from asg_core.roles import Role
-from asg_core.steps.replay import NoiseFloor
-from asg_core.yaml_io import parse_yaml
+from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.replay import NoiseFloor
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.runs.configuration import load_run_config
+from asg_core.training import checkpoint, recovery
+from asg_core.training.alarms import CollapseMonitor
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
@@ -176,7 +176,7 @@ def test_settings_give_a_configuration_or_a_typed_error(words: list[tuple[str, s
 
 
 def test_absurdly_large_numbers_are_refused_or_cost_nothing() -> None:
-    from asg_core.preflight import check_plan
+    from asg_core.training.preflight import check_plan
 
     for word in ("steps=" + "9" * 30, "steps=" + "9" * 4000, "images_per_step=1e3", "seed=" + "9" * 30):
         with pytest.raises(ConfigError):
@@ -381,7 +381,7 @@ def test_any_entry_point_becomes_a_record_and_never_hurts_the_core(entries: list
     own = next(e for e in importlib.metadata.entry_points(group="asg_core") if e.value == "asg_core.tiny.plugin")
     made = [importlib.metadata.EntryPoint(name, value, "asg_core") for name, value in entries]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asg_core.plugins.entry_points", lambda group: [*made, own])
+        patch.setattr("asg_core.backbones.registry.entry_points", lambda group: [*made, own])
         found = list_plugins()
         assert len(found) == len(made) + 1
         assert all(r.reason for r in found if r.state != "ok")
@@ -409,13 +409,13 @@ def test_any_entry_point_becomes_a_record_and_never_hurts_the_core(entries: list
     )
 )
 def test_any_answer_of_a_hook_becomes_a_record(answer: Any) -> None:
-    import asg_core.manifest
-    from asg_core.hookspecs import hookimpl
+    import asg_core.backbones.manifest
+    from asg_core.backbones.hookspecs import hookimpl
 
     def asg_backbones() -> Any:
         made = answer
         if isinstance(answer, list) and all(isinstance(a, dict) for a in answer):
-            made = [asg_core.manifest.BackboneManifest(**{str(k): v for k, v in a.items()}) for a in answer]
+            made = [asg_core.backbones.manifest.BackboneManifest(**{str(k): v for k, v in a.items()}) for a in answer]
         return made
 
     module = SimpleNamespace(asg_backbones=hookimpl(asg_backbones))
@@ -423,7 +423,7 @@ def test_any_answer_of_a_hook_becomes_a_record(answer: Any) -> None:
     entry = importlib.metadata.EntryPoint("fuzzed", "fuzzed_plugin", "asg_core")
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("asg_core.plugins.entry_points", lambda group: [entry])
+            patch.setattr("asg_core.backbones.registry.entry_points", lambda group: [entry])
             (record,) = list_plugins()
     finally:
         del sys.modules["fuzzed_plugin"]

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import asg_core.image_files as image_files
+import asg_core.data.image_file as image_files
+from asg_core.data.image_file import open_image, verify_image
+from asg_core.data.image_pool import ImagePool, scan_images
 from asg_core.errors import ImageError
-from asg_core.image_files import open_image, verify_image
-from asg_core.images import ImagePool, scan_images
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from asg_core.answers import answer_span, canonical_label, normalise, opposite, same_answer, vote
-from asg_core.entropy import solver_token_entropy
-from asg_core.progress import TrainingDisplay
-from asg_core.prompts import FRAMINGS, GateFailure, frame, parse_question, parse_spec
-from asg_core.report import render_report
-from asg_core.roles import TextRequest, TextSample
+from asg_core.backbones.interface import TextRequest, TextSample
+from asg_core.method.answers import answer_span, canonical_label, normalise, opposite, same_answer, vote
+from asg_core.method.prompts import FRAMINGS, GateFailure, frame, parse_question, parse_spec
+from asg_core.method.token_entropy import solver_token_entropy
+from asg_core.runs.console import TrainingDisplay
+from asg_core.runs.report import render_report
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
@@ -280,7 +280,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
     """A folder for reports, and what the page of a harmless run is made of."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asg_core.report.render.draw_panels", lambda *_: [])
+        patch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
         return folder, set().union(*(Shape(report(folder, text)).tags for text in ("harmless", "", "1.5", "a\nb")))
 
 
@@ -289,7 +289,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 def test_a_report_shows_texts_and_never_becomes_them(text: str, plain: tuple[Path, set[str]]) -> None:
     folder, tags = plain
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asg_core.report.render.draw_panels", lambda *_: [])
+        patch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
         page = report(folder, text)
     assert Shape(page).tags <= tags
     assert "<script" not in page

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from asg_core import RunConfig, Trainer, load_backbone, recovery
-from asg_core.checkpoint import newest_good
+from asg_core import RunConfig, Trainer, load_backbone
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import ConfigError, OutOfMemory
-from asg_core.manifest import LoraSettings
-from asg_core.optimiser import RoleOptimiser
-from asg_core.portions import InPortions
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.training import recovery
+from asg_core.training.checkpoint import newest_good
+from asg_core.training.chunked import InPortions
+from asg_core.training.optimizer import RoleOptimiser
 
 KEPT = 8
 """Rows that a kept prefix counts as."""

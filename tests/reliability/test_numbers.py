@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from asg_core import RunConfig, Trainer
-from asg_core.checkpoint import newest_good
+from asg_core.backbones.interface import Role
 from asg_core.errors import OutOfMemory, TrainingStopped
-from asg_core.progress import TrainingDisplay
-from asg_core.roles import Role
+from asg_core.runs.console import TrainingDisplay
+from asg_core.training.checkpoint import newest_good
 
 
 def bits(trainer: Trainer) -> dict[str, bytes]:
@@ -42,27 +42,27 @@ def poison(place: str, value: float, trainer: Trainer, patch: pytest.MonkeyPatch
     """From now on ``value`` appears in one place."""
     backbone: Any = trainer.backbone
     if place == "sampled logits":
-        import asg_core.decoding.sampling as sampling
+        import asg_core.models.decoding.sampling as sampling
 
         real = sampling.raw_logits
         patch.setattr(sampling, "raw_logits", lambda *a: real(*a) * value)
     elif place == "scored logits":
-        import asg_core.decoding.scoring as scoring
+        import asg_core.models.decoding.scoring as scoring
 
         score = scoring.raw_logits
         patch.setattr(scoring, "raw_logits", lambda *a: score(*a) * value)
     elif place == "proposer reward":
-        import asg_core.steps.understanding as step
+        import asg_core.method.understanding as step
 
         reward = step.proposer_reward
         patch.setattr(step, "proposer_reward", lambda *a: replace(reward(*a), value=value))
     elif place == "solver reward":
-        import asg_core.steps.understanding as step
+        import asg_core.method.understanding as step
 
         patch.setattr(step, "solver_rewards", lambda vote: [value] * len(vote.labels))
         patch.setattr(step, "solver_learns", lambda *a: True)
     elif place == "generator reward":
-        import asg_core.steps.generation as drawing
+        import asg_core.method.generation as drawing
 
         patch.setattr(drawing, "generation_reward", lambda *a: value)
     elif place == "text loss":
@@ -159,8 +159,8 @@ def test_equal_rewards_change_no_bit_in_spite_of_momentum_and_weight_decay(
     with pytest.MonkeyPatch.context() as patch:
 
         def act() -> None:
-            import asg_core.steps.generation as drawing
-            import asg_core.steps.understanding as step
+            import asg_core.method.generation as drawing
+            import asg_core.method.understanding as step
 
             reward = step.proposer_reward
             patch.setattr(step, "proposer_reward", lambda *a: replace(reward(*a), value=0.3))
@@ -247,6 +247,6 @@ def test_out_of_memory_in_the_evaluation_is_the_same_message(
     def evaluation(request: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("asg_core.summary.resolve", lambda target: evaluation)
+    monkeypatch.setattr("asg_core.training.finish.resolve", lambda target: evaluation)
     with pytest.raises(OutOfMemory, match="out of memory in the evaluation"):
         Trainer(small(evaluate=True)).run()

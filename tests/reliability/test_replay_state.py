@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from asg_core import RunConfig, Trainer, load_backbone
-from asg_core.checkpoint import newest_good
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import TrainingStopped
-from asg_core.roles import Backbone, Role
+from asg_core.training.checkpoint import newest_good
 
 
 def awake() -> Backbone:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from asg_core import RunConfig, Trainer
-from asg_core.checkpoint import newest_good
 from asg_core.errors import RunFolderError
-from asg_core.run_folder import RunFolder, fill_directory
+from asg_core.runs.folder import RunFolder, fill_directory
+from asg_core.training.checkpoint import newest_good
 
 
 def signalling(number: int, at_step: int, times: int) -> Callable[..., Any]:
@@ -139,7 +139,7 @@ def test_one_command_line_starts_a_run_and_goes_on_with_it(
 ) -> None:
     from asg_core.cli import main
 
-    monkeypatch.setattr("asg_core.report.render.draw_panels", lambda *_: [])
+    monkeypatch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
 
     def train(steps: int, *more: str, out: str = "x") -> int:
         fixed = [

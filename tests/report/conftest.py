@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from asg_core.prompts import FRAMINGS
+from asg_core.method.prompts import FRAMINGS
 
 COLOURS = {"red": "#d43a2f", "blue": "#2f62d4", "green": "#2f9e44", "yellow": "#e8c41c", "purple": "#8e44ad"}
 ROW_KEYS = ("section", "category", "n", "before", "after", "difference", "ci_low", "ci_high", "p_value")

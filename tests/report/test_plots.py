@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from asg_core.config import RunConfig
-from asg_core.report.plots import draw_panels, smooth, thin
+from asg_core.config.schema import RunConfig
+from asg_core.runs.report.plots import draw_panels, smooth, thin
 
 
 def test_smoothing_pulls_nothing_towards_zero_at_the_ends() -> None:

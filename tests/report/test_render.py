@@ -18,8 +18,14 @@ import pytest
 from PIL import Image
 
 from asg_core.errors import RunFolderError
-from asg_core.report import render_report
-from asg_core.report.gallery import GENERATION_ITEMS, REPORT_BYTES, THUMBNAIL_BYTES, THUMBNAIL_SIDE, UNDERSTANDING_ITEMS
+from asg_core.runs.report import render_report
+from asg_core.runs.report.gallery import (
+    GENERATION_ITEMS,
+    REPORT_BYTES,
+    THUMBNAIL_BYTES,
+    THUMBNAIL_SIDE,
+    UNDERSTANDING_ITEMS,
+)
 
 
 class Page(HTMLParser):

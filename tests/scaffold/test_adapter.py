@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.manifest import PLUGIN_API
 from asg_core.cli import main
 from asg_core.errors import ConfigError
-from asg_core.manifest import PLUGIN_API
-from asg_core.roles import Backbone
 from asg_core.scaffold import write_adapter
 
 
@@ -44,7 +44,7 @@ def test_the_entry_point_names_the_manifest_module(package: Path):
 
 
 def test_what_the_shared_base_class_does_not_do_is_in_the_skeleton(package: Path):
-    from asg_core.causal_backbone import CausalBackbone
+    from asg_core.models.causal import CausalBackbone
 
     tree = ast.parse((package / "src/asg_my_model/backbone.py").read_text())
     (backbone,) = (node for node in tree.body if isinstance(node, ast.ClassDef))

@@ -13,21 +13,21 @@ from accelerate import Accelerator
 from PIL import Image
 
 from asg_core import RunConfig, Trainer, load_backbone
-from asg_core.entropy import RollingPercentile
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
-from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-from asg_core.rewards.generation import CandidateScores, generation_reward
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role
-from asg_core.seeds import derive_seed
-from asg_core.steps.control import controlled, drawn_again
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import solver_groups, update_text_role
+from asg_core.method.ablations import controlled, drawn_again
+from asg_core.method.generation import generation_step
+from asg_core.method.generation_rewards import CandidateScores, generation_reward
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
+from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
+from asg_core.training.optimizer import RoleOptimiser
 
 
 def with_control(config: RunConfig, control: str, **sections: Any) -> RunConfig:
@@ -180,7 +180,7 @@ def test_a_run_on_own_drawings_looks_at_nothing_else(
         taken.extend(images)
         return step(backbone, images, *rest)
 
-    monkeypatch.setattr(f"asg_core.trainer.{mode}_step", spy)
+    monkeypatch.setattr(f"asg_core.training.trainer.{mode}_step", spy)
     chosen = {"images": scenes, "out": tmp_path / "run", "steps": 1, "schedule": {"mode": mode}}
     Trainer(RunConfig.model_validate(config.model_dump() | chosen | {"control": "own_drawings"}), tiny).run()
     sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]

@@ -12,18 +12,18 @@ from accelerate import Accelerator
 from PIL import Image
 
 from asg_core import RunConfig
+from asg_core.backbones.interface import Backbone, GenerationLoss, Role
+from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import clipped_policy_terms, leave_one_out, regression_weights
-from asg_core.rewards.generation import CandidateScores, generation_reward
-from asg_core.roles import Backbone, GenerationLoss, Role
-from asg_core.similarity import cycle_score, diversity
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.records import GenerationItem
-from asg_core.steps.replay import NoiseFloor
-from asg_core.wrapped import WrappedBackbone
+from asg_core.method.generation import generation_step
+from asg_core.method.generation_rewards import CandidateScores, generation_reward
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.policy import clipped_policy_terms, leave_one_out, regression_weights
+from asg_core.method.records import GenerationItem
+from asg_core.method.replay import NoiseFloor
+from asg_core.method.similarity import cycle_score, diversity
+from asg_core.training.optimizer import RoleOptimiser
 
 
 class Listening(WrappedBackbone):

@@ -13,15 +13,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from asg_core.config import RunConfig
+from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling, TokenLogits
+from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.config.schema import RunConfig
 from asg_core.errors import TrainingStopped
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling, TokenLogits
-from asg_core.steps.replay import MOST_NOISE, NoiseFloor
-from asg_core.steps.update import UpdateReport, update_text_role
+from asg_core.method.policy import AdaptiveKl
+from asg_core.method.replay import MOST_NOISE, NoiseFloor
+from asg_core.method.updates import UpdateReport, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
-from asg_core.wrapped import WrappedBackbone
+from asg_core.training.optimizer import RoleOptimiser
 
 WIDTH = 512
 HEAD_GAIN = 10.0

@@ -10,16 +10,16 @@ import pytest
 from PIL.Image import Image
 
 from asg_core import RunConfig
-from asg_core.answers import canonical_label, vote
-from asg_core.entropy import RollingPercentile, solver_token_entropy
-from asg_core.images import PoolImage
-from asg_core.policy import EmaBaseline, leave_one_out, z_score
-from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-from asg_core.rewards.understanding import GATE_PENALTY, solver_rewards
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSamplings
-from asg_core.steps.records import Question, UnderstandingItem
-from asg_core.steps.understanding import understanding_step
-from asg_core.wrapped import WrappedBackbone
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings
+from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.answers import canonical_label, vote
+from asg_core.method.policy import EmaBaseline, leave_one_out, z_score
+from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.method.records import Question, UnderstandingItem
+from asg_core.method.rewards import GATE_PENALTY, solver_rewards
+from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy
+from asg_core.method.understanding import understanding_step
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 

@@ -11,17 +11,17 @@ import torch
 from accelerate import Accelerator
 
 from asg_core import RunConfig
-from asg_core.entropy import RollingPercentile
+from asg_core.backbones.interface import Backbone, Role, TextSample, TokenLogits
+from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
-from asg_core.prompts import CANONICAL_FRAMING, frame
-from asg_core.roles import Backbone, Role, TextSample, TokenLogits
-from asg_core.steps.replay import NoiseFloor
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
-from asg_core.wrapped import WrappedBackbone
+from asg_core.method.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
+from asg_core.method.prompts import CANONICAL_FRAMING, frame
+from asg_core.method.replay import NoiseFloor
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.training.optimizer import RoleOptimiser
 
 Groups = list[list[tuple[TextSample, float]]]
 

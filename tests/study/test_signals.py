@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from asg_core import RunConfig, Trainer
-from asg_core.answers import same_answer
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.registry import find_manifest
 from asg_core.cli import main
 from asg_core.errors import CapabilityError, ConfigError, RunFolderError
-from asg_core.plugins import find_manifest
-from asg_core.roles import Backbone
+from asg_core.method.answers import same_answer
 from asg_core.study import Suite
 from asg_core.study.runner import run_folder_of
 from asg_core.study.signals import SignalsMeasure, solving

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from asg_core.cli import main
-from asg_core.config_io import load_run_config, write_run_config
 from asg_core.errors import AsgError, ConfigError, RunFolderError, StudyError
 from asg_core.evaluation.compare import ComparisonRow
+from asg_core.runs.configuration import load_run_config, write_run_config
 from asg_core.study import StudyResult, Suite, analyse, load_suite, run_study, shipped_suites, write_results
 from asg_core.study.analysis import StudyRow
 from asg_core.study.runner import is_finished, run_folder_of

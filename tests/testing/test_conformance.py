@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 from torch import Tensor
 
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.registry import load_backbone
 from asg_core.cli import main
 from asg_core.errors import ConfigError
-from asg_core.plugins import load_backbone
-from asg_core.roles import Backbone
 from asg_core.testing import BackboneConformance, check_backbone
 from asg_core.testing.conformance import CHECKS
 from asg_core.tiny.backbone import TinyBackbone

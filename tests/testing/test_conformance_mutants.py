@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.testing import check_backbone
 from asg_core.testing.conformance import CHECKS, imports
 from asg_core.tiny.backbone import TinyBackbone, TinyFlowBackbone

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from asg_core import Trainer
-from asg_core.config import RunConfig
+from asg_core.backbones.interface import Role
+from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.roles import Role
 from asg_core.testing.far import apart, far_device, obstacle
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.tiny.backbone import TinyBackbone, TinyFlowBackbone, load, load_flow
 
 

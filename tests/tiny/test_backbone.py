@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.errors import CapabilityError, WeightsError
-from asg_core.manifest import LoadRequest
-from asg_core.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT, parse_question, parse_spec
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT, parse_question, parse_spec
 from asg_core.tiny.backbone import TinyBackbone, load
 from asg_core.tiny.captions import caption
 from asg_core.tiny.world import Scene, photograph, sample_scene

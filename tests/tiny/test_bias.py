@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS
 from asg_core.tiny.bias import ALL_FRAMINGS, WRONG_SHARE, framed_answer, wrong_answers
 
 

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from asg_core.manifest import LoadRequest
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.tiny.backbone import TinyBackbone, load
 from asg_core.tiny.detector import read_codes
 

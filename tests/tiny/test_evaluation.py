@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from asg_core.evaluation.records import EvalItem, EvaluationRequest
-from asg_core.manifest import LoadRequest
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.tiny import evaluation
 from asg_core.tiny.backbone import TinyBackbone, TinyFlowBackbone, load
 from asg_core.tiny.evaluation import CANONICAL, GENERATION, HELD_OUT, TRAINING, evaluate, make_questions, make_tasks

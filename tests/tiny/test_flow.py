@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from asg_core.manifest import LoadRequest
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.tiny.backbone import FlowOptions, TinyFlowBackbone, load_flow
 
 PROMPTS = ["a red circle", "two small squares and a cross", "a circle", "a blue triangle left of a red cross"]

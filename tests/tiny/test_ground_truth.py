@@ -58,10 +58,10 @@ def _loaded(program: str) -> set[str]:
 
 def test_the_backbone_loads_no_module_that_knows_scenes() -> None:
     loaded = _loaded(
-        "from asg_core.manifest import LoadRequest\n"
+        "from asg_core.backbones.manifest import LoadRequest\n"
         "from asg_core.tiny.backbone import load, load_flow\n"
         "load(LoadRequest())\n"
-        "import asg_core.trainer, asg_core.steps.generation, asg_core.steps.understanding"
+        "import asg_core.training.trainer, asg_core.method.generation, asg_core.method.understanding"
     )
     assert "asg_core.tiny.causal" in loaded
     assert not loaded & TRUTH

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from asg_core.answers import answer_kind
-from asg_core.prompts import Spec, parse_question, parse_spec
+from asg_core.method.answers import answer_kind
+from asg_core.method.prompts import Spec, parse_question, parse_spec
 from asg_core.tiny.captions import caption, spec, with_wrong_word
 from asg_core.tiny.categories import CATEGORIES, draw_task
 from asg_core.tiny.questions import KINDS, draw_ill_posed, draw_place, draw_question

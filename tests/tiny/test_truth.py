@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asg_core.answers import same_answer
+from asg_core.method.answers import same_answer
 from asg_core.tiny.captions import FORMS, caption, with_wrong_word
 from asg_core.tiny.images import pool_scenes, write_images
 from asg_core.tiny.questions import KINDS, draw_place, draw_question

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from asg_core import prompts
+from asg_core.method import prompts
 from asg_core.tiny.captions import caption, spec
 from asg_core.tiny.categories import CATEGORIES, draw_task
 from asg_core.tiny.questions import draw_ill_posed, draw_place, draw_question

@@ -14,9 +14,9 @@ from asg_janus.tiny_checkpoint import write_tiny_checkpoint
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
-from asg_core.manifest import LoraSettings
-from asg_core.plugins import load_backbone
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.backbones.registry import load_backbone
 
 Load = Callable[..., JanusBackbone]
 

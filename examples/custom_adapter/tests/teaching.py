@@ -15,9 +15,9 @@ from asg_janus.checkpoint import load_text
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from asg_core.decoding import token_logits
-from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
-from asg_core.roles import Role, TextRequest, TextSample
+from asg_core.backbones.interface import Role, TextRequest, TextSample
+from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
+from asg_core.models.decoding import token_logits
 
 ANSWERS = {"What is the cat?": ("red", "red", "hat"), "Is the cat red?": ("yes", "yes", "no")}
 SPEC = "Prompt: the red cat Q: What is the cat? A: red Q: Is the cat red? A: yes"

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import JanusConfig, JanusForConditionalGeneration
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., JanusBackbone]
 NAME = "model.language_model.layers.1.mlp.up_proj.weight"

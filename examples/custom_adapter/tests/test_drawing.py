@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
 
-from asg_core.roles import ImageRequest, ImageSampling, Role
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 
 Load = Callable[..., JanusBackbone]
 CAPTION, OTHER = "a red cat on 2 hats", "Please, the picture"

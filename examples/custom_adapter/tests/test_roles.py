@@ -12,9 +12,9 @@ from peft import PeftModel
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
-from asg_core.decoding import CompiledDecode
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.models.decoding import CompiledDecode
 
 Load = Callable[..., JanusBackbone]
 Picture = Callable[..., Image.Image]

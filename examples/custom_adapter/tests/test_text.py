@@ -11,7 +11,7 @@ from asg_janus.backbone import JanusBackbone
 from PIL import Image
 from transformers import BatchFeature, JanusForConditionalGeneration, JanusProcessor
 
-from asg_core.roles import Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
 
 Picture = Callable[..., Image.Image]
 

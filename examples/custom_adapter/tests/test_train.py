@@ -13,10 +13,10 @@ import torch
 from asg_janus.backbone import JanusBackbone
 from PIL import Image
 
+from asg_core.backbones.interface import Role
 from asg_core.cli import main
-from asg_core.config import RunConfig
-from asg_core.roles import Role
-from asg_core.trainer import Trainer
+from asg_core.config.schema import RunConfig
+from asg_core.training.trainer import Trainer
 
 # pytest's importlib mode puts no test folder on the path.
 sys.path.append(str(Path(__file__).parent))

@@ -20,9 +20,9 @@ from asg_bagel.language import BagelText
 from asg_bagel.preprocessing import ResizeRule
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.tokenizer import BagelTokenizer
-from asg_core.decoding import token_logits
-from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
-from asg_core.roles import Role, TextRequest, TextSample
+from asg_core.backbones.interface import Role, TextRequest, TextSample
+from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
+from asg_core.models.decoding import token_logits
 
 from bagel_fixtures import GOLDEN, TAUGHT
 

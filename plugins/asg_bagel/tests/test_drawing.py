@@ -12,8 +12,8 @@ from asg_bagel.autoencoder import decode_latent, to_images, to_map
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.context import Context, read
 from asg_bagel.flow import noisy, training_time
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import CapabilityError, ConfigError
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
 
 from bagel_fixtures import OPTIONS, picture, stir
 

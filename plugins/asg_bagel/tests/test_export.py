@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.export import export
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import ConfigError, RunFolderError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 from bagel_fixtures import picture
 

@@ -13,9 +13,9 @@ from asg_bagel.backbone import BagelBackbone
 from asg_bagel.plan import plan, shape_of
 from asg_bagel.release import released_config
 from asg_bagel.settings import BagelOptions, Sampler
-from asg_core.manifest import LoadRequest, LoraSettings
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.planning import ModelShape
-from asg_core.roles import ImageRequest, ImageSampling, Role
 
 from bagel_fixtures import GOLDEN, OPTIONS, picture
 

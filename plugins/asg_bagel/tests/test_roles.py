@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from asg_bagel.backbone import BagelBackbone
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import ConfigError, WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 from bagel_fixtures import digests, picture, stir
 

@@ -15,7 +15,7 @@ from asg_bagel.backbone import BagelBackbone
 from asg_bagel.config import build_config
 from asg_bagel.model import slots
 from asg_bagel.release import random_model
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 from bagel_fixtures import GOLDEN, picture, stir
 

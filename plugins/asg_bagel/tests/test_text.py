@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asg_bagel.backbone import BagelBackbone
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling
 
 from bagel_fixtures import picture, stir
 

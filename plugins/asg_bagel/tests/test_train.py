@@ -13,11 +13,11 @@ import torch
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.backbone import load as factory
 from asg_bagel.settings import BagelOptions
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.cli import main
-from asg_core.config import RunConfig
-from asg_core.manifest import LoadRequest, LoraSettings
-from asg_core.roles import Role, TextRequest, TextSampling
-from asg_core.trainer import Trainer
+from asg_core.config.schema import RunConfig
+from asg_core.training.trainer import Trainer
 
 from bagel_fixtures import digests, picture
 

@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., Blip3oBackbone]
 Wake = Callable[..., None]

@@ -15,8 +15,8 @@ from asg_blip3o.dims import EVA
 from asg_blip3o.headers import read_folder
 from safetensors.torch import load_file, save_file
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import CapabilityError, ConfigError, WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., Blip3oBackbone]
 

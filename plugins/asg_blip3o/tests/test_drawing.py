@@ -11,8 +11,8 @@ from asg_blip3o.backbone import Blip3oBackbone
 from asg_blip3o.options import Blip3oOptions
 from PIL import Image
 
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import CapabilityError, ConfigError
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
 
 Load = Callable[..., Blip3oBackbone]
 Wake = Callable[..., None]

@@ -13,8 +13,8 @@ from asg_blip3o.headers import read_folder
 from PIL import Image
 from safetensors.torch import load_file
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import ConfigError, RunFolderError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., Blip3oBackbone]
 Wake = Callable[..., None]

@@ -17,8 +17,8 @@ from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.released import CONFIG, EVA_DIMS, FLOW_DIMS, GRID, full_size_model, random_backbone
 from PIL import Image
 
-from asg_core.manifest import LoadRequest
-from asg_core.roles import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoadRequest
 
 Shapes = dict[str, tuple[int, ...]]
 

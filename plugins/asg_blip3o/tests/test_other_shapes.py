@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., Blip3oBackbone]
 

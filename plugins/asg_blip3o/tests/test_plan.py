@@ -13,9 +13,9 @@ from asg_blip3o.plan import plan, shape_of
 from asg_blip3o.released import full_size_model
 from PIL import Image
 
-from asg_core.manifest import LoadRequest, LoraSettings
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.planning import ModelShape
-from asg_core.roles import ImageRequest, ImageSampling, Role
 
 Load = Callable[..., Blip3oBackbone]
 SMALL = Sampler(flow_steps=4, decoder_steps=3, height=32, width=32)

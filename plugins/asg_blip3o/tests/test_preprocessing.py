@@ -10,8 +10,8 @@ from asg_blip3o.language import image_positions
 from asg_blip3o.preprocessing import clamp_size, eva_pixels
 from PIL import Image
 
+from asg_core.backbones.interface import TextRequest, TextSampling
 from asg_core.errors import ImageError
-from asg_core.roles import TextRequest, TextSampling
 
 
 @pytest.mark.parametrize(

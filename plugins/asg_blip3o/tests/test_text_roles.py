@@ -10,8 +10,8 @@ import torch
 from asg_blip3o.backbone import Blip3oBackbone
 from PIL import Image
 
-from asg_core.decoding import CompiledDecode
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling
+from asg_core.models.decoding import CompiledDecode
 
 Load = Callable[..., Blip3oBackbone]
 Wake = Callable[..., None]

@@ -14,8 +14,8 @@ from asg_blip3o.backbone import Blip3oBackbone
 from PIL import Image
 
 from asg_core import RunConfig, Trainer
-from asg_core.prompts import SPEC_PROMPT
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling
+from asg_core.method.prompts import SPEC_PROMPT
 
 Load = Callable[..., Blip3oBackbone]
 QUESTIONS = ("What is on the left?", "What color is the band?", "Where is the red thing?")

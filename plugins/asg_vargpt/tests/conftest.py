@@ -19,9 +19,9 @@ from asg_vargpt.names import SOS
 from PIL import Image
 from safetensors.torch import save_file
 
-from asg_core.manifest import LoraSettings
-from asg_core.plugins import load_backbone
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.backbones.registry import load_backbone
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "ckpt"

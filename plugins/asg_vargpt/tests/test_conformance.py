@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from asg_core.manifest import LoraSettings
-from asg_core.plugins import load_backbone
-from asg_core.roles import Backbone
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.backbones.registry import load_backbone
 from asg_core.testing import BackboneConformance
 
 CHECKPOINT = Path(__file__).parent / "fixtures" / "golden" / "ckpt"

@@ -15,8 +15,8 @@ from asg_vargpt.drawing import draw
 from asg_vargpt.prefill import prefill
 from asg_vargpt.scales import schedule
 
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import CapabilityError, ConfigError
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
 
 Load = Callable[..., VargptBackbone]
 REQUESTS = [

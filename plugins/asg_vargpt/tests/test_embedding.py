@@ -8,7 +8,7 @@ import torch
 from asg_vargpt.backbone import VargptBackbone
 from PIL import Image
 
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
 
 
 def test_unit_vectors_that_depend_on_the_item_and_on_no_adapter(

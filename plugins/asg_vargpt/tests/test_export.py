@@ -13,8 +13,8 @@ from asg_vargpt.export import export
 from asg_vargpt.files import stored_tensors
 from safetensors.torch import load_file
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.errors import ConfigError, RunFolderError
-from asg_core.roles import ImageRequest, ImageSampling, Role
 
 Load = Callable[..., VargptBackbone]
 Wake = Callable[..., None]

@@ -13,9 +13,9 @@ from asg_vargpt.plan import plan, shape_of
 from asg_vargpt.release import ARCHITECTURE, CONFIG
 from PIL import Image
 
-from asg_core.manifest import LoadRequest, LoraSettings
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.planning import ModelShape
-from asg_core.roles import ImageRequest, ImageSampling, Role
 
 SMALL = {"resolution": "0.06M"}
 

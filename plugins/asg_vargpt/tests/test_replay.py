@@ -10,15 +10,15 @@ import torch
 from accelerate import Accelerator
 from asg_vargpt.backbone import VargptBackbone
 
-from asg_core.config import RunConfig
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+from asg_core.config.schema import RunConfig
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
-from asg_core.images import PoolImage
-from asg_core.optimiser import RoleOptimiser
-from asg_core.roles import ImageRequest, ImageSampling, Role
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.records import Candidate, GenerationItem
-from asg_core.steps.replay import NoiseFloor
-from asg_core.steps.update import UpdateReport
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.records import Candidate, GenerationItem
+from asg_core.method.replay import NoiseFloor
+from asg_core.method.updates import UpdateReport
+from asg_core.training.optimizer import RoleOptimiser
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,8 +11,8 @@ import torch
 from asg_vargpt.backbone import VargptBackbone
 from PIL import Image
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import WeightsError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 Load = Callable[..., VargptBackbone]
 Wake = Callable[..., None]

@@ -9,8 +9,8 @@ import torch
 from asg_vargpt.backbone import VargptBackbone
 from PIL import Image
 
-from asg_core.decoding import CompiledDecode
-from asg_core.roles import Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling
+from asg_core.models.decoding import CompiledDecode
 
 Picture = Callable[..., Image.Image]
 Load = Callable[..., VargptBackbone]

@@ -20,13 +20,13 @@ from asg_vargpt.text import STOP, VargptText, load_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from asg_core.config import RunConfig
-from asg_core.decoding import token_logits
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
-from asg_core.roles import Role, TextRequest, TextSample
-from asg_core.trainer import Trainer
+from asg_core.backbones.interface import Role, TextRequest, TextSample
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.config.schema import RunConfig
+from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
+from asg_core.models.decoding import token_logits
+from asg_core.models.lora import RoleAdapters
+from asg_core.training.trainer import Trainer
 
 ANSWERS = {"Is it a cat?": ("yes", "yes", "no"), "What is it in?": ("red", "red", "tin")}
 SPEC = "Prompt: a red cat Q: Is it a cat? A: yes Q: What is it in? A: red"

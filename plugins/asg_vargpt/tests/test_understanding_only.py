@@ -9,8 +9,8 @@ import pytest
 from asg_vargpt.backbone import VargptBackbone
 from PIL import Image
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import CapabilityError
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 
 def test_it_answers_alike_and_refuses_to_draw(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from gpu_models import NAMES
 
-from asg_core.run_folder import write_json
+from asg_core.runs.folder import write_json
 from pretended_cuda.bars import complaints
 from pretended_cuda.card import PretendedCuda
 from pretended_cuda.workload import SECTIONS, Section, Workload

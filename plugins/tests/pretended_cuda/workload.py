@@ -18,10 +18,18 @@ from scripted import endless
 from scripted_step import Kind, Lengths, require_updates, scripted_step, step_config
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from asg_core.optimiser import RoleOptimiser
+from asg_core.backbones.interface import (
+    ImageRequest,
+    ImageSample,
+    ImageSampling,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+)
+from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.planning import generation_phases, understanding_phases
-from asg_core.prompts import QUESTION_PROMPT
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSample, TextSampling
+from asg_core.training.optimizer import RoleOptimiser
 from pretended_cuda.card import PretendedCuda
 from pretended_cuda.counts import Counts
 

@@ -27,10 +27,10 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one question per line; completions that are no question say why."""
-    from asg_core.image_files import open_image
-    from asg_core.prompts import QUESTION_PROMPT, GateFailure, parse_question
-    from asg_core.roles import Role, TextRequest, TextSampling
-    from asg_core.seeds import derive_seed
+    from asg_core.backbones.interface import Role, TextRequest, TextSampling
+    from asg_core.config.seeding import derive_seed
+    from asg_core.data.image_file import open_image
+    from asg_core.method.prompts import QUESTION_PROMPT, GateFailure, parse_question
 
     image = open_image(args.image)
     model = open_model(args)

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from asg_core.opening import OpenedModel, run_config_file
-from asg_core.opening import open_model as open_with
+from asg_core.runs.opening import OpenedModel, run_config_file
+from asg_core.runs.opening import open_model as open_with
 
 __all__ = [
     "INTERRUPTED",

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from asg_core.errors import ConfigError
     from asg_core.evaluation.compare import compare
     from asg_core.evaluation.protocol import require_same
-    from asg_core.evaluation.stored import AFTER, BEFORE, read_score
+    from asg_core.evaluation.store import AFTER, BEFORE, read_score
 
     if args.b is None and args.a.is_file():
         raise ConfigError(f"{args.a} alone cannot be compared", "it is one score", "give a folder, or a second score")

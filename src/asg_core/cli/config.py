@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     from asg_core.cli.train import split_config
-    from asg_core.config_io import commented_yaml, load_run_config
+    from asg_core.runs.configuration import commented_yaml, load_run_config
 
     print(commented_yaml(load_run_config(*split_config(args.overrides))), end="")
     return 0

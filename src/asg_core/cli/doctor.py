@@ -47,9 +47,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if a required package or every backbone is missing, or the disk is nearly full."""
+    from asg_core.backbones.registry import list_plugins
+    from asg_core.backbones.requirements import unmet_requirements
     from asg_core.cli.plugins import as_data
-    from asg_core.plugins import list_plugins
-    from asg_core.requirements import unmet_requirements
 
     unmet = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.preset is not None:
         return _print_preset(args)
     if args.out is not None:
-        from asg_core.evaluation.stored import new_folder
+        from asg_core.evaluation.store import new_folder
 
         new_folder(args.out)
     model = open_model(args)
@@ -64,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
             "its plugin announces none",
             "score it on public benchmarks: asg eval --preset paper prints how",
         )
+    from asg_core.backbones.registry import resolve
     from asg_core.evaluation import EvalItem, EvaluationRequest
     from asg_core.evaluation.compare import compare, score_rows
     from asg_core.evaluation.protocol import evaluation_protocol
-    from asg_core.evaluation.stored import AFTER, BEFORE, store
-    from asg_core.plugins import resolve
+    from asg_core.evaluation.store import AFTER, BEFORE, store
 
     suite: Callable[[EvaluationRequest], list[EvalItem]] = resolve(target)
 

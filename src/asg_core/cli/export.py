@@ -33,9 +33,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge and write; prints what was written."""
+    from asg_core.backbones.interface import Role
+    from asg_core.backbones.registry import resolve
     from asg_core.errors import CapabilityError, ConfigError
-    from asg_core.plugins import resolve
-    from asg_core.roles import Role
 
     if args.run is None:
         raise ConfigError("nothing to export", "no run was given", "add --run DIR, the folder that out= named")

@@ -80,12 +80,12 @@ def _layout(args: argparse.Namespace) -> int:
     form, prompts = read_prompts(args.prompts)
     n = args.n or layout.usual
     layout.require(form, prompts, n)
+    from asg_core.backbones.interface import ImageSampling, Role
     from asg_core.cli.evaluate import progress_bar
     from asg_core.evaluation.drawing import claim_folder, draw_sheets
     from asg_core.evaluation.protocol import Items, make_protocol
-    from asg_core.recovery import is_out_of_memory
-    from asg_core.roles import ImageSampling, Role
-    from asg_core.run_folder import write_atomically
+    from asg_core.runs.folder import write_atomically
+    from asg_core.training.recovery import is_out_of_memory
 
     model = open_model(args)
     sheets = layout.sheets(prompts, n, model.config.seed, args.prompts.stem)
@@ -142,8 +142,8 @@ def _one_prompt(args: argparse.Namespace) -> int:
     """Draw, write PNG files named after prompt and seed, and print one path per line."""
     if args.prompt is None or not args.prompt.strip():
         raise ConfigError("the prompt is empty", "there is nothing to draw", 'e.g. asg generate "a red circle"')
-    from asg_core.roles import ImageRequest, ImageSampling, Role
-    from asg_core.seeds import derive_seed
+    from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+    from asg_core.config.seeding import derive_seed
 
     out = args.out or Path()
     try:

@@ -25,8 +25,8 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a case: name, largest absolute error, tolerance; 1 if any failed."""
+    from asg_core.backbones.registry import find_manifest, resolve
     from asg_core.errors import CapabilityError
-    from asg_core.plugins import find_manifest, resolve
 
     manifest = find_manifest(args.backbone)
     if manifest.parity is None:

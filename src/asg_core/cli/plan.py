@@ -11,7 +11,7 @@ from asg_core.cli.common import add_json, print_json
 from asg_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
     from asg_core.planning import Accelerator, ModelShape, Phase, StepMemory
 
 GIB = 2**30
@@ -49,8 +49,8 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 0 even if nothing fits, because that is an answer."""
     from asg_core.cli.train import split_config
-    from asg_core.config_io import load_run_config
     from asg_core.planning import find_accelerator, model_shape
+    from asg_core.runs.configuration import load_run_config
 
     size = _size(args.image)
     device = find_accelerator(args.device_name)
@@ -84,7 +84,7 @@ def _plan(
         understanding_memory,
         understanding_phases,
     )
-    from asg_core.schedule import kinds
+    from asg_core.training.schedule import kinds
 
     def step(kind: str, images: int, needs: StepMemory, phases: list[Phase]) -> dict[str, Any]:
         return {

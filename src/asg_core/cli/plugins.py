@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asg_core.cli.common import add_json, print_json
 
 if TYPE_CHECKING:
-    from asg_core.plugins import PluginRecord
+    from asg_core.backbones.registry import PluginRecord
 
 
 def add_parser(verbs: Any) -> None:
@@ -25,7 +25,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per plugin. A broken plugin is listed with its reason and is no failure of this command."""
-    from asg_core.plugins import list_plugins
+    from asg_core.backbones.registry import list_plugins
 
     records = list_plugins()
     if args.json:

@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the files, and the address if they were sent."""
-    from asg_core.cards.publish import files_to_publish, publish
+    from asg_core.runs.publish import files_to_publish, publish
 
     for file in files_to_publish(args.run):
         print(args.run / "adapters" / file)

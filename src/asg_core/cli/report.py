@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from asg_core.cli.common import run_config_file
 
     run_config_file(args.run_folder)
-    from asg_core.report import render_report
+    from asg_core.runs.report import render_report
 
     print(render_report(args.run_folder))
     return 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.question.strip():
         raise ConfigError("the question is empty", "there is nothing to answer", 'e.g. asg solve IMAGE "What is this?"')
-    from asg_core.image_files import open_image
+    from asg_core.data.image_file import open_image
 
     image = open_image(args.image)
     result = _solve(open_model(args), image, args.question)
@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _solve(model: OpenedModel, image: Any, question: str) -> dict[str, Any]:
-    from asg_core.answers import canonical_label, vote
-    from asg_core.entropy import solver_token_entropy
-    from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-    from asg_core.roles import Role, TextRequest, TextSampling
-    from asg_core.seeds import derive_seed
+    from asg_core.backbones.interface import Role, TextRequest, TextSampling
+    from asg_core.config.seeding import derive_seed
+    from asg_core.method.answers import canonical_label, vote
+    from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+    from asg_core.method.token_entropy import solver_token_entropy
 
     config, role = model.config, model.role(Role.SOLVER)
     framings = FRAMINGS[: config.solve.framings]

@@ -28,7 +28,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and print the table."""
-    from asg_core.plugins import resolve
+    from asg_core.backbones.registry import resolve
     from asg_core.study import analyse, load_suite, run_study, shipped_suites, stored_result, write_results
     from asg_core.study.page import markdown
     from asg_core.study.suite import MEASURES

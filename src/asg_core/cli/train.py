@@ -11,8 +11,8 @@ from asg_core.cli.common import INTERRUPTED
 from asg_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
-    from asg_core.trainer import Trainer
+    from asg_core.config.schema import RunConfig
+    from asg_core.training.trainer import Trainer
 
 EXAMPLES = """\
 examples:
@@ -70,20 +70,20 @@ def _make_trainer(words: Sequence[str]) -> Trainer:
     others = [word for word in words if not word.startswith("resume=")]
     if resumed and resumed[-1] != "auto":
         return _resume(Path(resumed[-1]), others)
-    from asg_core.config_io import load_run_config
+    from asg_core.runs.configuration import load_run_config
 
     # the configuration is checked before anything slow is imported
     config = load_run_config(*split_config(others))
     if resumed and _was_started(config):
         return _resume(Path(str(config.out)), [f"steps={config.steps}"])
-    from asg_core.trainer import Trainer
+    from asg_core.training.trainer import Trainer
 
     return Trainer(config)
 
 
 def _was_started(config: RunConfig) -> bool:
     """Whether ``out`` holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
-    from asg_core.config_io import load_run_config
+    from asg_core.runs.configuration import load_run_config
 
     if config.out is None:
         raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
@@ -102,7 +102,7 @@ def _was_started(config: RunConfig) -> bool:
 
 
 def _resume(folder: Path, others: Sequence[str]) -> Trainer:
-    from asg_core.yaml_io import parse_yaml
+    from asg_core.config.strict_yaml import parse_yaml
 
     steps = None
     for word in others:
@@ -115,6 +115,6 @@ def _resume(folder: Path, others: Sequence[str]) -> Trainer:
         steps = parse_yaml(word.removeprefix("steps="), "steps=")
         if type(steps) is not int or steps < 1:
             raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
-    from asg_core.trainer import Trainer
+    from asg_core.training.trainer import Trainer
 
     return Trainer.resume(folder, steps)

@@ -15,9 +15,9 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from asg_core.config.seeding import derive_seed
 from asg_core.errors import PluginError
-from asg_core.evaluation.records import EvalItem
-from asg_core.seeds import derive_seed
+from asg_core.evaluation.items import EvalItem
 
 RESAMPLES = 10_000
 _CELLS = 4_000_000

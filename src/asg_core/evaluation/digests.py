@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from asg_core.roles import Backbone, Role
+from asg_core.backbones.interface import Backbone, Role
 
 _BLOCK_BYTES = 64 * 1024
 _BLOCKS = 64

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role
 from asg_core.errors import CapabilityError
 from asg_core.evaluation.layouts import IMAGES, Sheet
 from asg_core.evaluation.protocol import FILE, Protocol, ProtocolError, differences, read_protocols, record_protocol
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role
-from asg_core.run_folder import fsync_path
+from asg_core.runs.folder import fsync_path
 
 SCORE = "images"
 """Name of a drawn folder's entry in its protocol.json."""

@@ -18,14 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
-from asg_core.answers import same_answer
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.backbones.registry import resolve
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_file import open_image
 from asg_core.errors import ConfigError
-from asg_core.evaluation.records import EvalItem, EvaluationRequest
-from asg_core.image_files import open_image
-from asg_core.plugins import resolve
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
-from asg_core.roles import Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
+from asg_core.method.answers import same_answer
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
 
 PACKAGE = "easy_vqa"
 SHAPES = ("circle", "rectangle", "triangle")

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asg_core.config.seeding import derive_seed
 from asg_core.errors import ConfigError
 from asg_core.evaluation.prompt_files import Format, Prompt
-from asg_core.seeds import derive_seed
 
 IMAGES = "images"
 

@@ -18,15 +18,15 @@ from typing import Any, NoReturn
 from accelerate import PartialState
 from lmms_eval.api.model import lmms
 
+from asg_core.backbones.interface import ImageSampling, Role, TextRequest
+from asg_core.config.seeding import derive_seed
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation.digests import digest_of
 from asg_core.evaluation.drawing import claim_folder, draw_sheets
 from asg_core.evaluation.layouts import Sheet, response, sample_seed, task_file
 from asg_core.evaluation.lmms_requests import cut_at, one_image, text_sampling
 from asg_core.evaluation.protocol import Items, Protocol, make_protocol, record_protocol
-from asg_core.opening import open_model
-from asg_core.roles import ImageSampling, Role, TextRequest
-from asg_core.seeds import derive_seed
+from asg_core.runs.opening import open_model
 
 SCORE = "lmms-eval"
 """Name of the entry in the protocol.json of ``output_dir``."""

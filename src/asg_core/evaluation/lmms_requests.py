@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from asg_core.backbones.interface import TextSampling
 from asg_core.errors import CapabilityError
-from asg_core.roles import TextSampling
 
 SeveralImages = Literal["refuse", "join"]
 

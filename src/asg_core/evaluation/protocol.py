@@ -15,16 +15,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asg_core import prompts
+from asg_core.backbones.interface import Backbone
+from asg_core.backbones.registry import list_plugins, validate_options
 from asg_core.errors import ConfigError
 from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
-from asg_core.plugins import list_plugins, validate_options
-from asg_core.roles import Backbone
-from asg_core.run_folder import write_json
+from asg_core.method import prompts
+from asg_core.runs.folder import write_json
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
-    from asg_core.evaluation.records import EvalItem
+    from asg_core.config.schema import RunConfig
+    from asg_core.evaluation.items import EvalItem
 
 FILE = "protocol.json"
 SCHEMA = 1

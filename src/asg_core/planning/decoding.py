@@ -60,7 +60,7 @@ def room_bytes(shape: ModelShape, call: TextCall) -> int:
 
 
 def _room(call: TextCall) -> tuple[int, int]:
-    from asg_core.decoding.compiled import room_size  # brings torch, without which most plans do
+    from asg_core.models.decoding.compiled import room_size  # brings torch, without which most plans do
 
     return room_size(call.rows, call.prefix + call.prompt + call.new)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.method.prompts import SCORING_FRAMINGS
 from asg_core.planning.accelerators import Accelerator
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import SPEC_QUESTIONS, Workload
-from asg_core.prompts import SCORING_FRAMINGS
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
 
 LAUNCH = 1.7e-3
 """Seconds to launch one transformer layer eagerly, adapters included: the median of twelve decode passes of 28 layers

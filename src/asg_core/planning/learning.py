@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from asg_core.backbones.interface import Role
 from asg_core.planning.shape import Drawing, ModelShape
 from asg_core.planning.workload import Workload, logits_bytes, rates
-from asg_core.roles import Role
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
 
 
 def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images: int, role: Role) -> int:

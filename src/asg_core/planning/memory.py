@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.backbones.interface import Role
+from asg_core.method.prompts import SCORING_FRAMINGS
 from asg_core.planning.decoding import (
     TextCall,
     compiled_decoding_bytes,
@@ -18,11 +20,9 @@ from asg_core.planning.decoding import (
 from asg_core.planning.learning import generator_bytes, text_role_bytes
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import SPEC_QUESTIONS, Workload, logits_bytes, rates
-from asg_core.prompts import SCORING_FRAMINGS
-from asg_core.roles import Role
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
 
 
 @dataclass(frozen=True)

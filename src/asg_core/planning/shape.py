@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
+from asg_core.backbones.registry import check_weights, find_manifest, resolve, validate_options
 from asg_core.errors import CapabilityError
-from asg_core.manifest import LoadRequest
 from asg_core.planning.activations import Activations
-from asg_core.plugins import check_weights, find_manifest, resolve, validate_options
-from asg_core.roles import Role
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
 
 DRAWING_PROMPT = 64
 """Positions that plans of time assume for a prompt to draw, template included: its text does not exist yet."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asg_core.backbones.interface import Role
+from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT
 from asg_core.planning.shape import ModelShape
-from asg_core.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT
-from asg_core.roles import Role
 
 if TYPE_CHECKING:
-    from asg_core.config import RunConfig
+    from asg_core.config.schema import RunConfig
 
 SPEC_QUESTIONS = 3
 """Questions of a drawing spec at most (``prompts.parse_spec``)."""

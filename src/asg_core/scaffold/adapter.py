@@ -11,8 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from asg_core import __version__
+from asg_core.backbones.manifest import PLUGIN_API
 from asg_core.errors import ConfigError
-from asg_core.manifest import PLUGIN_API
 
 _PLACEHOLDER = "NAME"
 

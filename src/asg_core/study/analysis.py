@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asg_core.evaluation.compare import ComparisonRow, compare
-from asg_core.evaluation.records import EvalItem
+from asg_core.evaluation.items import EvalItem
 from asg_core.study.runner import is_finished, run_folder_of
 from asg_core.study.suite import Suite
 

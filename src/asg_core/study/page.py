@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 
-from asg_core.report.formats import FILTERS
-from asg_core.run_folder import write_atomically, write_json
+from asg_core.runs.folder import write_atomically, write_json
+from asg_core.runs.report.formats import FILTERS
 from asg_core.study.analysis import StudyResult, StudyRow
 from asg_core.study.results import as_data
 
@@ -56,7 +56,7 @@ def _reach(groups: Groups) -> float:
 def environment() -> Environment:
     """Templates of studies and what they share with the report."""
     made = Environment(
-        loader=ChoiceLoader([PackageLoader("asg_core.study"), PackageLoader("asg_core.report")]),
+        loader=ChoiceLoader([PackageLoader("asg_core.study"), PackageLoader("asg_core.runs.report")]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from asg_core.config import RunConfig
-from asg_core.config_io import load_run_config, write_run_config
+from asg_core.config.schema import RunConfig
 from asg_core.errors import RunFolderError, StudyError
+from asg_core.runs.configuration import load_run_config, write_run_config
 from asg_core.study.suite import Suite
 
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, cast
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asg_core.config import RunConfig
-from asg_core.config_io import run_config_of
+from asg_core.config.schema import RunConfig
+from asg_core.config.strict_yaml import read_yaml
+from asg_core.config.validation import validate
 from asg_core.errors import ConfigError, did_you_mean
-from asg_core.validation import validate
-from asg_core.yaml_io import read_yaml
+from asg_core.runs.configuration import run_config_of
 
 _SHIPPED = "asg_core.study"
 

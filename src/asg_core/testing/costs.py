@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.config import RunConfig
-from asg_core.counting import Phase
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.config.schema import RunConfig
+from asg_core.models.causal import CausalBackbone
 from asg_core.testing.conformance.subject import picture
 from asg_core.testing.counting import CountedStep, excess, generation, understanding
+from asg_core.training.profiler import Phase
 
 
 class BackboneCosts:
@@ -21,8 +21,8 @@ class BackboneCosts:
             def load(self):
                 return load_backbone("mine", weights=CHECKPOINT)
 
-    Names are endings of those in :class:`asg_core.counting.Costs`. What is particular to the backbone goes into tests
-    of the same class, which find the counted steps in ``understood()`` and ``drawn()``.
+    Names are endings of those in :class:`asg_core.training.profiler.Costs`. What is particular to the backbone goes
+    into tests of the same class, which find the counted steps in ``understood()`` and ``drawn()``.
     """
 
     language: ClassVar[str]

@@ -20,22 +20,22 @@ from accelerate import Accelerator
 from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.config import RunConfig
-from asg_core.counting import Costs, counted
-from asg_core.entropy import RollingPercentile
-from asg_core.images import PoolImage
-from asg_core.lora import RoleAdapters
-from asg_core.optimiser import RoleOptimiser
-from asg_core.policy import AdaptiveKl, EmaBaseline
-from asg_core.roles import Backbone, Role
-from asg_core.steps.generation import generation_step
-from asg_core.steps.generator_update import update_generator
-from asg_core.steps.records import GenerationItem, UnderstandingItem
-from asg_core.steps.understanding import understanding_step
-from asg_core.steps.update import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.backbones.interface import Backbone, Role
+from asg_core.config.schema import RunConfig
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.generation import generation_step
+from asg_core.method.generator_updates import update_generator
+from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.records import GenerationItem, UnderstandingItem
+from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
+from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.models.causal import CausalBackbone
+from asg_core.models.lora import RoleAdapters
 from asg_core.testing.legible import legible
 from asg_core.testing.operations import Operations, watched
+from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.profiler import Costs, counted
 
 MAX_VOCABULARY_ROWS = 128
 SYNCS_PER_PASS = 2
@@ -104,7 +104,7 @@ def excess(step: CountedStep, *, language: str, vision: str) -> list[str]:
 
     Args:
         step: from :func:`understanding` or :func:`generation`.
-        language: ending of the name of the language model's layers, see :class:`asg_core.counting.Costs`.
+        language: ending of the name of the language model's layers, see :class:`asg_core.training.profiler.Costs`.
         vision: likewise of the vision tower's.
     """
     costs, operations = step.costs, step.operations

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from asg_core.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
-from asg_core.roles import Backbone, Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling
+from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
 
 QUESTIONS = ("What colour is the large bird?", "What stands behind the table?", "Where is the red cup?")
 SPEC = "Prompt: a red bird Q: What colour is the bird? A: red Q: What is red? A: a bird Q: Where is it? A: left"

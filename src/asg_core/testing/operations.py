@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asg_core.counting import Costs, Phase
+from asg_core.training.profiler import Costs, Phase
 
 
 @dataclass
@@ -42,7 +42,7 @@ def watched(costs: Costs, vocabulary: int | None = None) -> Iterator[Operations]
     """Watch every operation inside the block; slow, for tests.
 
     Args:
-        costs: from :func:`asg_core.counting.counted`, tells the phase.
+        costs: from :func:`asg_core.training.profiler.counted`, tells the phase.
         vocabulary: a width that no other axis of the model has; None: rows are not counted.
     """
     operations = Operations()

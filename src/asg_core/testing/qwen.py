@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel
-from asg_core.decoding.packed_vision import PackedVision
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
+from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.manifest import BackboneManifest, Capabilities, LoraSettings
 from asg_core.errors import CapabilityError
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import BackboneManifest, Capabilities, LoraSettings
-from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.models.causal import CausalBackbone
+from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel
+from asg_core.models.decoding.packed_vision import PackedVision
+from asg_core.models.lora import RoleAdapters
 
 if TYPE_CHECKING:
     from PIL.Image import Image

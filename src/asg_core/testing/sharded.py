@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from asg_core.manifest import LoraSettings
-from asg_core.plugins import load_backbone
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
-from asg_core.sharding import shard_base
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.backbones.registry import load_backbone
+from asg_core.config.seeding import derive_seed
+from asg_core.training.fsdp import shard_base
 
 
 def sharding_differences(name: str, **arguments: Any) -> dict[str, float]:

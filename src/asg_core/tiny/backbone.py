@@ -1,4 +1,4 @@
-"""The embedded model behind the four roles (``asg_core.roles.Backbone``). It knows pictures and words, never scenes."""
+"""The embedded model behind the roles of ``backbones.interface``. It knows pictures and words, never scenes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.devices import moved_to
-from asg_core.errors import CapabilityError
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import BackboneManifest, LoadRequest
-from asg_core.options import BackboneOptions
-from asg_core.roles import (
+from asg_core.backbones.devices import moved_to
+from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
 )
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.backbones.options import BackboneOptions
+from asg_core.errors import CapabilityError
+from asg_core.models.causal import CausalBackbone
+from asg_core.models.lora import RoleAdapters
 from asg_core.tiny import flow
 from asg_core.tiny.causal import TinyCausal
 from asg_core.tiny.drawing import Prompts, code_logits, left_pad, sample_codes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS
 from asg_core.tiny.questions import NUMBERS
 from asg_core.tiny.world import COLORS, SHAPES, SIZES
 

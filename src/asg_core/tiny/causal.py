@@ -1,4 +1,4 @@
-"""The tiny model as decoding sees it (``asg_core.decoding.CausalModel``): picture prefix, prompt, words."""
+"""The tiny model as decoding sees it (``asg_core.models.decoding.CausalModel``): picture prefix, prompt, words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from asg_core.decoding import ImageFeatureCache, Segment
-from asg_core.devices import moved_to, tensor_on
+from asg_core.backbones.devices import moved_to, tensor_on
+from asg_core.models.decoding import ImageFeatureCache, Segment
 from asg_core.tiny.model import PIXELS, TinyModel
 from asg_core.tiny.vocabulary import ANSWER, BOS, EOS, SPECIALS, Vocabulary
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from asg_core.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT, frame
+from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT, frame
 from asg_core.tiny import captions, questions
 from asg_core.tiny.bias import ALL_FRAMINGS, framed_answer
 from asg_core.tiny.packing import Branch

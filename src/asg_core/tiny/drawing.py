@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 from asg_core.tiny.model import CELLS, TinyModel
 
 

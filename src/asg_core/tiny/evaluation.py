@@ -15,11 +15,11 @@ from statistics import fmean
 
 import numpy as np
 
-from asg_core.answers import same_answer
-from asg_core.evaluation.records import EvalItem, EvaluationRequest
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
-from asg_core.roles import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.config.seeding import derive_seed
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
+from asg_core.method.answers import same_answer
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
 from asg_core.tiny.categories import CATEGORIES, DrawingTask, draw_task
 from asg_core.tiny.detector import read_scene
 from asg_core.tiny.questions import KINDS, Question, draw_question

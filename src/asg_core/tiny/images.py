@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asg_core.seeds import derive_seed
+from asg_core.config.seeding import derive_seed
 from asg_core.tiny.world import Scene, photograph, sample_scene
 
 POOL_SIZE = 512

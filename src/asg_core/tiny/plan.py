@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from asg_core.manifest import LoadRequest
-from asg_core.planning.counting import adapter_parameters, matrix_parameters, part_of
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
+from asg_core.planning.model_size import adapter_parameters, matrix_parameters, part_of
 from asg_core.planning.shape import (
     DRAWING_PROMPT,
     LONGEST_DRAWING_PROMPT,
@@ -15,7 +16,6 @@ from asg_core.planning.shape import (
     SeenImage,
     Trunk,
 )
-from asg_core.roles import Role
 from asg_core.tiny.backbone import LINEAR, FlowOptions
 from asg_core.tiny.model import CELLS, PIXELS, TinyConfig, TinyModel
 from asg_core.tiny.vocabulary import Vocabulary

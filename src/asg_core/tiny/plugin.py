@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asg_core.hookspecs import hookimpl
-from asg_core.manifest import BackboneManifest, Capabilities
+from asg_core.backbones.hookspecs import hookimpl
+from asg_core.backbones.manifest import BackboneManifest, Capabilities
 
 _DEFAULTS: dict[str, Any] = {
     "steps": 125,
@@ -30,7 +30,7 @@ MANIFEST = BackboneManifest(
     summary="embedded model of a world of coloured shapes; draws as image tokens; trains in minutes on one CPU thread",
     capabilities=Capabilities(text=True, image_loss="tokens", embed=True, gradient_checkpointing=False),
     factory="asg_core.tiny.backbone:load",
-    options="asg_core.options:BackboneOptions",
+    options="asg_core.backbones.options:BackboneOptions",
     plan="asg_core.tiny.plan:plan",
     defaults=_DEFAULTS,
     **_COMMON,
@@ -50,5 +50,5 @@ FLOW_MANIFEST = BackboneManifest(
 
 @hookimpl
 def asg_backbones() -> list[BackboneManifest]:
-    """See ``asg_core.hookspecs``."""
+    """See ``asg_core.backbones.hookspecs``."""
     return [MANIFEST, FLOW_MANIFEST]

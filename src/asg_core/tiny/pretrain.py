@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from asg_core.seeds import derive_seed
+from asg_core.config.seeding import derive_seed
 from asg_core.tiny.curriculum import HABITS, SKILLS, Curriculum
 from asg_core.tiny.model import TinyConfig, TinyModel, codebook_latents
 from asg_core.tiny.objectives import drawing_losses, picture_losses

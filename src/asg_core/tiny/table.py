@@ -10,11 +10,11 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from asg_core.answers import canonical_label, same_answer, vote
-from asg_core.manifest import LoadRequest
-from asg_core.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
-from asg_core.roles import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
+from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.manifest import LoadRequest
+from asg_core.config.seeding import derive_seed
+from asg_core.method.answers import canonical_label, same_answer, vote
+from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS, frame
 from asg_core.tiny.backbone import load
 from asg_core.tiny.categories import CATEGORIES
 from asg_core.tiny.detector import read_scene

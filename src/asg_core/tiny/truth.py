@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL.Image import Image
 
+from asg_core.config.seeding import derive_seed
 from asg_core.evaluation.truth import KnownQuestion, KnownWorld
-from asg_core.seeds import derive_seed
 from asg_core.tiny.captions import FORMS
 from asg_core.tiny.detector import read_scene
 from asg_core.tiny.evaluation import make_questions

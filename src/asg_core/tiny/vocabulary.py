@@ -9,7 +9,7 @@ from itertools import chain
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from asg_core import prompts
+from asg_core.method import prompts
 
 PAD, UNK, BOS, EOS, ANSWER, DRAW, IMAGE, EMBED = SPECIALS = (
     "<pad>",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asg_core.manifest import Capabilities
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import Capabilities
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.plugin import MANIFEST
 

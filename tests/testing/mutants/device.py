@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

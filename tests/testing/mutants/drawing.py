@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from asg_core.manifest import Capabilities
-from asg_core.roles import GenerationLoss, ImageSample, Role
+from asg_core.backbones.interface import GenerationLoss, ImageSample, Role
+from asg_core.backbones.manifest import Capabilities
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.drawing import code_logits
 from asg_core.tiny.plugin import MANIFEST

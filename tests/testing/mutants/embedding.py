@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

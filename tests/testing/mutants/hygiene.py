@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from asg_core.roles import Role, TextSample, TextSampling
+from asg_core.backbones.interface import Role, TextSample, TextSampling
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

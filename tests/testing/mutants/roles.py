@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from asg_core.decoding import PrefixCache
-from asg_core.decoding.tree import plant
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.models.decoding import PrefixCache
+from asg_core.models.decoding.prefix_tree import plant
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from asg_core.decoding import scoring
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.models.decoding import scoring
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by

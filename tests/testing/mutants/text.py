@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.roles import Role, one_each
+from asg_core.backbones.interface import Role, one_each
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.causal import TinyCausal
 

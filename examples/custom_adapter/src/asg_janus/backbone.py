@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.decoding import token_logits
+from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
 from asg_core.errors import WeightsError
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import BackboneManifest, LoadRequest
-from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.models.causal import CausalBackbone
+from asg_core.models.decoding import token_logits
+from asg_core.models.lora import RoleAdapters
 from asg_janus.checkpoint import load_text
 from asg_janus.drawing import ImageTokens, as_text
 from asg_janus.options import JanusOptions

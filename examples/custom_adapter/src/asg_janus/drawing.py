@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from asg_core.decoding import Segment, feed, join_segments, pick, plant, uniforms_of
-from asg_core.roles import ImageRequest, ImageSample, TextRequest, TextSample
+from asg_core.backbones.interface import ImageRequest, ImageSample, TextRequest, TextSample
+from asg_core.models.decoding import Segment, feed, join_segments, pick, plant, uniforms_of
 from asg_janus.text import JanusText
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from asg_core.options import BackboneOptions
+from asg_core.backbones.options import BackboneOptions
 
 
 class JanusOptions(BackboneOptions):

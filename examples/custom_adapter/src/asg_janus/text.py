@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
+from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
 
 
 class JanusText(TransformersCausalModel):

@@ -7,9 +7,9 @@ that it draws under is always the base model's.
 from __future__ import annotations
 
 from asg_bagel.model import Bagel
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.lora import RoleAdapters
 
 MODULE = "language_model"
 

@@ -16,16 +16,16 @@ from asg_bagel.preprocessing import ResizeRule
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.settings import BagelOptions
 from asg_bagel.tokenizer import BagelTokenizer
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.errors import CapabilityError, ConfigError, WeightsError
-from asg_core.manifest import BackboneManifest, LoadRequest
-from asg_core.roles import (
+from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
 )
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.errors import CapabilityError, ConfigError, WeightsError
+from asg_core.models.causal import CausalBackbone
 
 
 class BagelBackbone(CausalBackbone):

@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from asg_bagel.modeling import Decoder
-from asg_core.decoding import Segment
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
+from asg_core.models.decoding import Segment
 
 
 @dataclass(frozen=True, eq=False)

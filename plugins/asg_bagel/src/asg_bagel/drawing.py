@@ -18,10 +18,10 @@ from asg_bagel.modeling import Recompute
 from asg_bagel.sampling import euler_steps, seeded_noise
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.settings import BagelOptions, Sampler
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
+from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import ConfigError
-from asg_core.lora import RoleAdapters
-from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.models.lora import RoleAdapters
 
 
 def rollout_side(config: BagelConfig) -> int:

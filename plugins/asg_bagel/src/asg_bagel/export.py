@@ -21,9 +21,9 @@ from torch import Tensor
 from asg_bagel.adapters import MODULE
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.files import find_files, read_header
+from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError
-from asg_core.export import ExportReport
-from asg_core.roles import Role
+from asg_core.models.weights.merge import ExportReport
 
 _BLOCK = 1 << 24
 

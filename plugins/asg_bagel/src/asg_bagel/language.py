@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from asg_bagel.segments import SegmentBuilder
-from asg_core.decoding import ImageFeatureCache, Segment
+from asg_core.models.decoding import ImageFeatureCache, Segment
 
 
 class BagelText:
-    """The text side of the model; implements :class:`asg_core.decoding.CausalModel`.
+    """The text side of the model; implements :class:`asg_core.models.decoding.CausalModel`.
 
     Args:
         builder: model, tokenizer and vision rule.

@@ -23,7 +23,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     apply_rotary_pos_emb,
 )
 
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 
 SUFFIX = "_moe_gen"
 """Marks the generation expert in tensor names: on the leaf for projections and norms, on the parent for the MLP."""

@@ -21,9 +21,10 @@ from asg_bagel.sampling import guidance_on, time_grid
 from asg_bagel.segments import MARKERS
 from asg_bagel.settings import BagelOptions
 from asg_bagel.tokenizer import BagelTokenizer
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.allocation import counted_bytes
-from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters
+from asg_core.planning.model_size import adapter_parameters, counted_flops, matrix_parameters
 from asg_core.planning.shape import (
     DRAWING_PROMPT,
     LONGEST_DRAWING_PROMPT,
@@ -34,7 +35,6 @@ from asg_core.planning.shape import (
     SeenImage,
     Trunk,
 )
-from asg_core.roles import Role
 
 
 def plan(request: LoadRequest) -> ModelShape:

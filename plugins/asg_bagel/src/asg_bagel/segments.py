@@ -14,8 +14,8 @@ from torch import Tensor
 from asg_bagel.model import Bagel
 from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels
 from asg_bagel.tokenizer import BagelTokenizer
-from asg_core.decoding import Segment
-from asg_core.devices import moved_to, tensor_on
+from asg_core.backbones.devices import moved_to, tensor_on
+from asg_core.models.decoding import Segment
 
 MARKERS = 2
 """Markers lead a latent segment, so that understanding tokens come first; attention inside an image has no order."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asg_core.options import BackboneOptions
+from asg_core.backbones.options import BackboneOptions
 
 
 class Sampler(BaseModel):

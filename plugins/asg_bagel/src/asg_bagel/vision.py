@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 
 
 def grid_positions(rows: int, columns: int, side: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""BLIP3o behind the four roles (``asg_core.roles.Backbone``)."""
+"""BLIP3o behind the four roles (``asg_core.backbones.interface.Backbone``)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from asg_blip3o.plugin import MANIFEST
 from asg_blip3o.preprocessing import ImagePatches, eva_pixels
 from asg_blip3o.roles import role_adapters
 from asg_blip3o.templates import Vocabulary
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.devices import moved_to
-from asg_core.errors import CapabilityError, WeightsError
-from asg_core.manifest import BackboneManifest, LoadRequest
-from asg_core.roles import (
+from asg_core.backbones.devices import moved_to
+from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
 )
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.errors import CapabilityError, WeightsError
+from asg_core.models.causal import CausalBackbone
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asg_blip3o.modeling import Blip3oModel
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 
 
 def hidden_states(model: Blip3oModel, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from asg_blip3o.sampling import start
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 from asg_core.errors import ConfigError, WeightsError
 
 ORIGINAL_SIDE = 1024

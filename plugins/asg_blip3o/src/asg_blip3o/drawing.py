@@ -15,9 +15,9 @@ from asg_blip3o.modeling import Blip3oModel
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.sampling import feature_tokens, sample_features
 from asg_blip3o.templates import Vocabulary
-from asg_core.devices import moved_to, tensor_on
-from asg_core.roles import ImageRequest
-from asg_core.seeds import derive_seed
+from asg_core.backbones.devices import moved_to, tensor_on
+from asg_core.backbones.interface import ImageRequest
+from asg_core.config.seeding import derive_seed
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from asg_blip3o.backbone import Blip3oBackbone
 from asg_blip3o.headers import TensorInfo, read_folder
 from asg_blip3o.modeling import main_name
+from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
-from asg_core.export import ExportReport
-from asg_core.roles import Role
+from asg_core.models.weights.merge import ExportReport
 
 
 def export(

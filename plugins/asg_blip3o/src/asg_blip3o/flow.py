@@ -10,7 +10,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary
 from torch import Tensor, nn
 
 from asg_blip3o.dims import FlowDims
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 
 
 class FlowNetwork(nn.Module):

@@ -11,9 +11,9 @@ from torch import Tensor
 from asg_blip3o.modeling import Blip3oModel
 from asg_blip3o.preprocessing import ImagePatches, Patches
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
-from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
-from asg_core.decoding.packed_vision import PackedVision
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
+from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
+from asg_core.models.decoding.packed_vision import PackedVision
 
 ImageTokens = tuple[Tensor, tuple[int, int, int]]
 """Language-model tokens (n, D) of an image and its patch grid (t, h, w)."""

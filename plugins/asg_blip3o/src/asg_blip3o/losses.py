@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asg_blip3o.flow import FlowNetwork
 from asg_blip3o.sampling import TRAIN_TIMESTEPS, flow_scheduler
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from asg_blip3o.parity import Stage
 from asg_blip3o.parity_ledger import close
 from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS
 from asg_blip3o.templates import training_text
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.lora import RoleAdapters
 
 
 def replay_loss(stage: Stage) -> None:

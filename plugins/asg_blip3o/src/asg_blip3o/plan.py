@@ -17,10 +17,11 @@ from asg_blip3o.options import Blip3oOptions
 from asg_blip3o.preprocessing import ImagePatches, clamp_size
 from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS, LANGUAGE_MODULE, LANGUAGE_TARGETS
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations, counted_bytes
-from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
+from asg_core.planning.model_size import adapter_parameters, counted_flops, matrix_parameters, part_of
 from asg_core.planning.shape import (
     DRAWING_PROMPT,
     LONGEST_DRAWING_PROMPT,
@@ -32,7 +33,6 @@ from asg_core.planning.shape import (
     Trunk,
     rotary_tower_bytes,
 )
-from asg_core.roles import Role
 
 
 def plan(request: LoadRequest) -> ModelShape:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asg_core.hookspecs import hookimpl
-from asg_core.manifest import BackboneManifest, Capabilities
+from asg_core.backbones.hookspecs import hookimpl
+from asg_core.backbones.manifest import BackboneManifest, Capabilities
 
 MANIFEST = BackboneManifest(
     name="blip3o",

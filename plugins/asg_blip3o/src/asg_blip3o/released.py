@@ -17,7 +17,7 @@ from asg_blip3o.checkpoint import Release
 from asg_blip3o.dims import EvaDims, FlowDims
 from asg_blip3o.loading import LoadReport
 from asg_blip3o.modeling import Blip3oModel, build_empty
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.manifest import LoadRequest
 
 CONFIG: dict[str, Any] = {
     "architectures": ["blip3oQwenForCausalLM"],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from asg_blip3o.modeling import Blip3oModel
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.lora import RoleAdapters
 
 LANGUAGE_MODULE, FLOW_MODULE = "language", "flow"
 

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from asg_blip3o.flow import FlowNetwork
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 
 TRAIN_TIMESTEPS = 1000
 """Timesteps of the flow schedule."""

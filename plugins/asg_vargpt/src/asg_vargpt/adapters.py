@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from asg_core.lora import RoleAdapters, Targets
-from asg_core.manifest import LoraSettings
-from asg_core.roles import Role
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.lora import RoleAdapters, Targets
 from asg_vargpt.model import Vargpt
 
 LANGUAGE_MODEL = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 from asg_vargpt.scales import Schedule
 
 MAX_LOG_SCALE = math.log(100.0)

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from asg_core.causal_backbone import CausalBackbone
-from asg_core.errors import CapabilityError, WeightsError
-from asg_core.manifest import BackboneManifest, LoadRequest
-from asg_core.roles import (
+from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
     ImageSample,
     ImageSampling,
     Role,
 )
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.errors import CapabilityError, WeightsError
+from asg_core.models.causal import CausalBackbone
 from asg_vargpt import adapters
 from asg_vargpt.candidates import Candidates
 from asg_vargpt.checkpoint import LoadReport, load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 
 
 def filtered_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from asg_core.decoding import recomputed
-from asg_core.lora import RoleAdapters
-from asg_core.roles import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.models.decoding import recomputed
+from asg_core.models.lora import RoleAdapters
 from asg_vargpt.bits import draw_bits, filtered_logits
 from asg_vargpt.config import Sampler, VargptOptions, per_scale
 from asg_vargpt.drawing import draw

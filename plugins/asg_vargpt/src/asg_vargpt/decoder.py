@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 from asg_vargpt.architecture import DecoderShape
 from asg_vargpt.attention import ConstantPool, CrossAttention, Rope, ScaleCache, SelfAttention
 

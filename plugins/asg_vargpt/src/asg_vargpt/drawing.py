@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asg_core.devices import tensor_on
+from asg_core.backbones.devices import tensor_on
 from asg_vargpt.attention import ScaleCache, rope_of
 from asg_vargpt.decoder import Condition
 from asg_vargpt.model import Vargpt

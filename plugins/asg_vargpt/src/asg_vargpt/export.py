@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
-from asg_core.export import ExportReport
-from asg_core.roles import Role
+from asg_core.models.weights.merge import ExportReport
 from asg_vargpt.backbone import VargptBackbone
 from asg_vargpt.files import INDEX, read_json, stored_tensors
 from asg_vargpt.names import to_released

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.interface import Role
+from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations, counted_bytes
-from asg_core.planning.counting import adapter_parameters, counted_flops, matrix_parameters, part_of
+from asg_core.planning.model_size import adapter_parameters, counted_flops, matrix_parameters, part_of
 from asg_core.planning.shape import (
     DRAWING_PROMPT,
     LONGEST_DRAWING_PROMPT,
@@ -25,7 +26,6 @@ from asg_core.planning.shape import (
     Trunk,
     rotary_tower_bytes,
 )
-from asg_core.roles import Role
 from asg_vargpt.adapters import DECODER, LANGUAGE_MODEL
 from asg_vargpt.architecture import infer
 from asg_vargpt.attention import Rope, ScaleCache

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asg_core.manifest import LoadRequest
+from asg_core.backbones.manifest import LoadRequest
 from asg_vargpt.architecture import Architecture, DecoderShape, GenerationTokens, VaeShape
 from asg_vargpt.backbone import VargptBackbone
 from asg_vargpt.checkpoint import LoadReport, empty_model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asg_core.devices import moved_to, tensor_on
+from asg_core.backbones.devices import moved_to, tensor_on
 from asg_vargpt.attention import rope_of
 from asg_vargpt.decoder import Condition, level_of_positions, scale_mask
 from asg_vargpt.drawing import first_cells, start_condition

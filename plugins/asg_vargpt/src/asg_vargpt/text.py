@@ -11,10 +11,10 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
-from asg_core.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
-from asg_core.decoding.packed_vision import PackedVision
-from asg_core.devices import moved_to
+from asg_core.backbones.devices import moved_to
 from asg_core.errors import WeightsError
+from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
+from asg_core.models.decoding.packed_vision import PackedVision
 from asg_vargpt.files import read_json
 from asg_vargpt.model import Vargpt
 from asg_vargpt.preprocessing import patches_of

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asg_core.config import RunConfig
+from asg_core.backbones.interface import Backbone, Role
+from asg_core.backbones.registry import find_manifest, load_backbone, resolve
+from asg_core.config.schema import RunConfig
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation.truth import KnownWorld
-from asg_core.plugins import find_manifest, load_backbone, resolve
-from asg_core.roles import Backbone, Role
 from asg_core.study.runner import is_finished, run_folder_of
 from asg_core.study.signals.page import Measured, stored_rows, write_signals
 from asg_core.study.signals.rows import BASE

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from asg_core.report.panels import Ink
-from asg_core.report.plots import INKS, STROKE_NAMES, STROKES, TEXT, dots, smooth, style, svg
+from asg_core.runs.report.panels import Ink
+from asg_core.runs.report.plots import INKS, STROKE_NAMES, STROKES, TEXT, dots, smooth, style, svg
 from asg_core.study.signals.rows import Asked, Drawn, Solved
 from asg_core.study.signals.tables import HeldOut, as_number, lesson
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from asg_core.report.formats import decimal
-from asg_core.run_folder import write_atomically, write_json
+from asg_core.runs.folder import write_atomically, write_json
+from asg_core.runs.report.formats import decimal
 from asg_core.study.page import environment
 from asg_core.study.results import require_same, unreadable
 from asg_core.study.runner import has_runs

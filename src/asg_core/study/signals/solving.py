@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asg_core.answers import canonical_label, same_answer, vote
-from asg_core.config import RunConfig
-from asg_core.entropy import solver_token_entropy
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.config.schema import RunConfig
+from asg_core.config.seeding import derive_seed
 from asg_core.evaluation.truth import KnownQuestion
-from asg_core.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-from asg_core.roles import Backbone, Role, TextRequest, TextSampling
-from asg_core.seeds import derive_seed
+from asg_core.method.answers import canonical_label, same_answer, vote
+from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.method.token_entropy import solver_token_entropy
 from asg_core.study.signals.rows import Solved
 
 _BATCH = 35

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from asg_core.answers import same_answer
 from asg_core.evaluation.truth import KnownWorld
+from asg_core.method.answers import same_answer
 from asg_core.study.signals.rows import Asked, Drawn, Referenced
 
 _Record = dict[str, Any]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from asg_core.backbones.interface import ImageSampling, Role, TextSampling
+from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest
 from asg_core.errors import AsgError, CapabilityError
-from asg_core.manifest import PLUGIN_API, BackboneManifest
-from asg_core.roles import ImageSampling, Role, TextSampling
 from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,

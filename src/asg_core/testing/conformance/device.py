@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from asg_core.roles import Backbone, ImageSampling, Role, TextSampling
+from asg_core.backbones.interface import Backbone, ImageSampling, Role, TextSampling
 from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect, origin
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import AsgError
-from asg_core.roles import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect
 from asg_core.testing.conformance.scoring import check_gradients, check_slopes
 from asg_core.testing.conformance.subject import Subject, close, drawing_requests, tensors_of

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from asg_core.hookspecs import PROJECT
-from asg_core.plugins import list_plugins
+from asg_core.backbones.hookspecs import PROJECT
+from asg_core.backbones.registry import list_plugins
 from asg_core.testing.conformance.check import NotApplicable, check, expect
 from asg_core.testing.conformance.subject import Subject
 

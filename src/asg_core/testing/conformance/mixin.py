@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from asg_core.roles import Backbone
+from asg_core.backbones.interface import Backbone
 from asg_core.testing.conformance.check import CHECKS
 from asg_core.testing.conformance.runner import Profile, check_names, run_check, selected
 from asg_core.testing.conformance.subject import Subject

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from asg_core.roles import Backbone, ImageSampling, Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Backbone, ImageSampling, Role, TextRequest, TextSample, TextSampling
 from asg_core.testing.conformance.check import check, expect
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,
@@ -25,7 +25,7 @@ from asg_core.testing.conformance.subject import (
 @check(
     "roles.trainables",
     "each role has float32 parameters that require gradients, by stable names, and shares none",
-    "create adapters with asg_core.lora.RoleAdapters; return its parameters(role)",
+    "create adapters with asg_core.models.lora.RoleAdapters; return its parameters(role)",
 )
 def _trainables(subject: Subject) -> None:
     other, owners = subject.fresh(), dict[int, Role]()

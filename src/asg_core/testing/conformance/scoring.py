@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from asg_core.roles import Role, TextSample
+from asg_core.backbones.interface import Role, TextSample
 from asg_core.testing.conformance.check import check, expect
 from asg_core.testing.conformance.subject import Subject, close, mixed_requests
 

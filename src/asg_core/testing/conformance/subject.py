@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from asg_core.manifest import Capabilities
-from asg_core.roles import (
+from asg_core.backbones.interface import (
     Backbone,
     ImageRequest,
     ImageSample,
@@ -22,7 +21,8 @@ from asg_core.roles import (
     TextSampling,
     TokenLogits,
 )
-from asg_core.seeds import derive_seed
+from asg_core.backbones.manifest import Capabilities
+from asg_core.config.seeding import derive_seed
 from asg_core.testing.conformance.check import Need, Violation
 
 _TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -37,7 +37,7 @@ class BackboneFactory(Protocol):
     """
 
     def __call__(self, **settings: Any) -> Backbone:
-        """Load with ``settings``, keywords of :func:`asg_core.plugins.load_backbone`, over the factory's own."""
+        """Load with ``settings``, keywords of :func:`asg_core.load_backbone`, over the factory's own."""
         ...
 
 

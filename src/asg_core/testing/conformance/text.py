@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.errors import AsgError
-from asg_core.roles import Role, TextRequest, TextSampling
 from asg_core.testing.conformance.check import check, expect
 from asg_core.testing.conformance.subject import NEW_TOKENS, PROMPTS, Subject, mixed_requests, picture, same_text
 
@@ -103,7 +103,7 @@ def _greedy(subject: Subject) -> None:
 @check(
     "text.own_sampling",
     "requests of one call may each have their own temperature and length limit, and get what they get alone",
-    "sampling is one for all or one each: asg_core.roles.one_each gives a list; decode until the longest limit",
+    "sampling is one for all or one each: backbones.interface.one_each gives a list; decode until the longest limit",
     "text",
     "float32",
 )
@@ -191,7 +191,7 @@ def _image_kinds(subject: Subject) -> None:
 @check(
     "text.entropy",
     "entropies are those of the raw logits over the whole vocabulary at temperature 1, in [0, ln V]",
-    "use asg_core.entropy.token_entropy on logits before temperature and suppression",
+    "use asg_core.method.token_entropy.token_entropy on logits before temperature and suppression",
     "text",
 )
 def _entropy(subject: Subject) -> None:

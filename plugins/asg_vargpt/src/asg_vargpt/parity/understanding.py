@@ -6,10 +6,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.decoding import Segment, join_segments, token_logits
-from asg_core.lora import RoleAdapters
-from asg_core.manifest import LoraSettings
-from asg_core.roles import TextRequest, TextSample
+from asg_core.backbones.interface import TextRequest, TextSample
+from asg_core.backbones.manifest import LoraSettings
+from asg_core.models.decoding import Segment, join_segments, token_logits
+from asg_core.models.lora import RoleAdapters
 from asg_core.testing import ParityRun
 from asg_vargpt.parity.gradients import compare_norms, gradients
 from asg_vargpt.parity.setup import HIDDEN, Subject, picture

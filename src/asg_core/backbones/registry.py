@@ -1,0 +1,287 @@
+"""Discovery, isolation and loading of backbone plugins.
+
+Each entry point of the group ``asg_core`` is imported on its own. A plugin that cannot be used becomes a
+:class:`PluginRecord` that says why; it never hurts another one, and fails a command only when it is the one asked for.
+``ASG_DISABLE_PLUGINS=name,name`` blocks plugins by entry point name, ``*`` all but the core's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import EntryPoint, distributions, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+from asg_core.backbones import hookspecs
+from asg_core.backbones.known_plugins import how_to_get
+from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest, LoadRequest, LoraSettings
+from asg_core.config.validation import validate
+from asg_core.errors import AsgError, CapabilityError, ConfigError, PluginError, WeightsError
+
+if TYPE_CHECKING:
+    from asg_core.backbones.interface import Backbone
+
+DISABLE_VARIABLE = "ASG_DISABLE_PLUGINS"
+OWN_DISTRIBUTION = "asg-core"
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """One entry point and what became of it. A plugin is taken whole or not at all.
+
+    Attributes:
+        name: of the entry point.
+        distribution: package that declares it, and its version.
+        version: of that package.
+        state: "ok"; "blocked" by the environment variable; "broken" (import error, bad manifest, unknown hook);
+            "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
+        reason: why the state is not "ok".
+        backbones: manifests that can be used; empty unless "ok".
+    """
+
+    name: str
+    distribution: str
+    version: str
+    state: Literal["ok", "blocked", "broken", "incompatible", "duplicate"] = "ok"
+    reason: str | None = None
+    backbones: tuple[BackboneManifest, ...] = ()
+
+
+def list_plugins() -> list[PluginRecord]:
+    """All plugins of this environment: the core's own first, then by package and entry point name."""
+    blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
+    taken: dict[str, str] = {}
+    records = []
+    for entry in sorted(_entries(), key=_order):
+        record = _load(entry, blocked)
+        repeated = [m.name for m in record.backbones if m.name in taken]
+        if repeated:
+            why = f"backbone {repeated[0]!r} is already provided by {taken[repeated[0]]}"
+            record = replace(record, state="duplicate", reason=why, backbones=())
+        owner = f"plugin {record.name!r} of {record.distribution}"
+        taken.update({manifest.name: owner for manifest in record.backbones})
+        records.append(record)
+    return records
+
+
+def find_manifest(name: str) -> BackboneManifest:
+    """The manifest of an installed backbone.
+
+    Raises:
+        PluginError: no usable plugin provides it; says which plugin was meant to and what is wrong with it, or how to
+            install it.
+    """
+    records = list_plugins()
+    known = {manifest.name: manifest for record in records for manifest in record.backbones}
+    if name in known:
+        return known[name]
+    for record in records:
+        if record.name == name and record.state != "ok":
+            raise PluginError(
+                f"backbone {name!r} cannot be used: its plugin is {record.state}", str(record.reason), _remedy(record)
+            )
+    unusable = [f"{r.name} is {r.state} ({r.reason})" for r in records if r.state != "ok"]
+    raise PluginError(
+        f"backbone {name!r} is not installed",
+        "no usable plugin provides it" + "".join(f"; {line}" for line in unusable),
+        how_to_get(name, known),
+    )
+
+
+def resolve(target: str) -> Any:
+    """The object behind a manifest's lazy ``module:name``.
+
+    Raises:
+        PluginError: the module cannot be imported or has no such name.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except AsgError:
+        raise
+    except Exception as error:  # plugin code: whatever it raises becomes one typed error
+        raise PluginError(
+            f"{target!r}, which a plugin's manifest names, cannot be imported", _one_line(error), _import_remedy(error)
+        ) from error
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    options: Mapping[str, Any] | None = None,
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+) -> Backbone:
+    """Load an installed backbone with fresh (zero-effect) role adapters.
+
+    Args:
+        name: of the backbone; ``asg plugins`` lists them.
+        weights: directory of its released weights; embedded backbones need none.
+        device: torch device string, or "auto" (cuda, mps, cpu).
+        dtype: of the frozen base, or "auto" (bfloat16 on cuda, float32 elsewhere).
+        options: the backbone's own settings, validated against its options model.
+        lora: shape of the role adapters.
+        seed: of the adapters' initialisation.
+        gradient_checkpointing: trade time for memory in updates.
+
+    Raises:
+        PluginError: no such backbone, or its code fails. ConfigError: bad options or device.
+        WeightsError: weights missing. CapabilityError: checkpointing asked of a backbone without it.
+    """
+    from asg_core.backbones.devices import resolve_device, resolve_dtype
+    from asg_core.backbones.interface import Backbone
+
+    manifest = find_manifest(name)
+    folder = check_weights(manifest, weights)
+    if gradient_checkpointing and not manifest.capabilities.gradient_checkpointing:
+        raise CapabilityError(
+            f"backbone {name!r} has no gradient checkpointing",
+            "its capabilities say so",
+            "leave gradient_checkpointing=false",
+        )
+    resolved = resolve_device(device)
+    request = LoadRequest(
+        weights=folder,
+        device=resolved,
+        dtype=resolve_dtype(dtype, resolved),
+        lora=lora or LoraSettings(),
+        gradient_checkpointing=gradient_checkpointing,
+        options=validate_options(manifest, options or {}),
+        seed=seed,
+    )
+    factory = resolve(manifest.factory)
+    try:
+        backbone = factory(request)
+    except AsgError:
+        raise
+    except Exception as error:  # plugin code: whatever it raises becomes one typed error
+        raise PluginError(f"backbone {name!r} could not be loaded", _one_line(error), _import_remedy(error)) from error
+    if not isinstance(backbone, Backbone):
+        raise PluginError(
+            f"backbone {name!r} is not a Backbone",
+            f"{manifest.factory} returned {type(backbone).__name__}",
+            "report this to the plugin's author",
+        )
+    return backbone
+
+
+def validate_options(manifest: BackboneManifest, options: Mapping[str, Any]) -> Any:
+    """An instance of the manifest's options model, or None where the backbone has no options.
+
+    Raises:
+        ConfigError: an unknown option (with the nearest name) or a value out of range.
+    """
+    if manifest.options is None:
+        if options:
+            raise ConfigError(
+                f"backbone_options.{next(iter(options))} is unknown",
+                f"backbone {manifest.name!r} has no options of its own",
+                "leave backbone_options out",
+            )
+        return None
+    return validate(resolve(manifest.options), options, prefix="backbone_options.")
+
+
+def _entries() -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=hookspecs.PROJECT))
+    except Exception:  # noqa: BLE001 - some package's metadata cannot be read, ours or not: take the packages one by one
+        found = []
+        for distribution in distributions():
+            try:
+                found += [entry for entry in distribution.entry_points if entry.group == hookspecs.PROJECT]
+            except Exception:  # noqa: BLE001 - this is the one
+                continue
+        return found
+
+
+def _order(entry: EntryPoint) -> tuple[bool, str, str]:
+    distribution = _package(entry)[0]
+    return distribution != OWN_DISTRIBUTION, distribution, entry.name
+
+
+def _package(entry: EntryPoint) -> tuple[str, str]:
+    """Name and version of the package that declares an entry point; "?" where its metadata does not say."""
+    # while a package is being installed, or after a broken installation, both can be None
+    name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    return str(name or "?"), str(version or "?")
+
+
+def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
+    """Import one plugin in a plugin manager of its own."""
+    record = PluginRecord(entry.name, *_package(entry))
+    if entry.name in blocked or ("*" in blocked and record.distribution != OWN_DISTRIBUTION):
+        return replace(record, state="blocked", reason=f"{DISABLE_VARIABLE} names it")
+    try:
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        manager.register(entry.load(), name=entry.name)
+        manager.check_pending()
+        manifests = _checked(manager.hook.asg_backbones())
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - isolation: a broken plugin must not hurt the others
+        return replace(record, state="broken", reason=_one_line(error))
+    foreign = next((m for m in manifests if m.plugin_api != PLUGIN_API), None)
+    if foreign is not None:
+        wants = f"backbone {foreign.name!r} is for plugin interface {foreign.plugin_api}"
+        return replace(record, state="incompatible", reason=f"{wants}, this asg_core has {PLUGIN_API}")
+    return replace(record, backbones=manifests)
+
+
+def _checked(answers: Iterable[Any]) -> tuple[BackboneManifest, ...]:
+    answers = list(answers)
+    if not answers:
+        raise TypeError("it implements no asg_backbones hook")
+    manifests = [manifest for answer in answers for manifest in answer]
+    for manifest in manifests:
+        if not isinstance(manifest, BackboneManifest):
+            raise TypeError(f"asg_backbones returned {type(manifest).__name__}, not BackboneManifest")
+    if len({manifest.name for manifest in manifests}) < len(manifests):
+        raise ValueError("asg_backbones returned two backbones of the same name")
+    return tuple(manifests)
+
+
+def check_weights(manifest: BackboneManifest, weights: str | Path | None) -> Path | None:
+    """The folder of a backbone's weights, None for embedded ones. Raises WeightsError if it is needed and not there."""
+    if weights is None:
+        if manifest.weights_embedded:
+            return None
+        raise WeightsError(
+            f"backbone {manifest.name!r} needs weights",
+            "it has none embedded",
+            "give weights=DIR (--weights DIR) with its released files",
+        )
+    folder = Path(weights)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"weights={weights} cannot be used",
+            "it is not a directory",
+            "give the directory that holds the model's files",
+        )
+    return folder
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def _import_remedy(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"install the package that provides the module {error.name!r}, or report it to the plugin's author"
+    return "set ASG_DEBUG=1 to see the traceback; if it is not your setup, report it to the plugin's author"
+
+
+def _remedy(record: PluginRecord) -> str:
+    return {
+        "blocked": f"unset {DISABLE_VARIABLE} or take {record.name!r} out of it",
+        "incompatible": f"install versions of {record.distribution} and asg-core that fit together",
+        "duplicate": f"uninstall one of the two packages; this one is {record.distribution}",
+    }.get(record.state, f"reinstall or upgrade {record.distribution}; the others are not affected")

@@ -1,0 +1,62 @@
+"""What installed plugins require, read from package metadata: nothing of a plugin is imported."""
+
+from __future__ import annotations
+
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from asg_core.backbones.hookspecs import PROJECT
+
+
+def unmet_requirements() -> list[str]:
+    """One sentence for every requirement of a plugin's package that this environment does not meet.
+
+    Two plugins whose ranges exclude each other cannot both be met; the sentence names every plugin that wants another
+    version of the package.
+    """
+    wanted: dict[str, list[tuple[str, Requirement]]] = {}
+    for distribution in _plugin_distributions():
+        for requirement in _requirements(distribution):
+            owners = wanted.setdefault(canonicalize_name(requirement.name), [])
+            owners.append((f"{distribution.name} {distribution.version}", requirement))
+    problems = []
+    for package, owners in sorted(wanted.items()):
+        installed = _version(package)
+        for owner, requirement in owners:
+            if installed is None:
+                problems.append(f"{owner} needs {requirement}, which is not installed")
+            elif not requirement.specifier.contains(installed, prereleases=True):
+                others = [f"{name} needs {other}" for name, other in owners if name != owner and other.specifier]
+                beside = f" ({'; '.join(others)})" if others else ""
+                problems.append(f"{owner} needs {requirement}, installed is {package} {installed}{beside}")
+    return problems
+
+
+def _plugin_distributions() -> list[Distribution]:
+    found = {
+        canonicalize_name(distribution.name): distribution
+        for distribution in reversed(list(distributions()))  # the first on the path wins, as it does for an import
+        if any(entry.group == PROJECT for entry in distribution.entry_points)
+    }
+    return [found[name] for name in sorted(found)]
+
+
+def _requirements(distribution: Distribution) -> list[Requirement]:
+    parsed = []
+    for line in distribution.requires or ():
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue  # a package that pip could install has none; what cannot be read cannot be compared
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            parsed.append(requirement)
+    return parsed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

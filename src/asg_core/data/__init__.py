@@ -1,0 +1,1 @@
+"""Unlabeled images: which files, in what order, decoded and checked."""

@@ -1,0 +1,244 @@
+"""The pool of unlabeled images: a folder, searched recursively, decoded on threads, bad files set aside by name.
+
+The order is a seeded permutation per epoch (METHOD, Schedule), so no image is tied to a kind of step, and a cursor is
+all that a resume needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_file import MAX_SIDE, SUFFIXES, open_image, verify_image
+from asg_core.errors import CheckpointError, ImageError
+
+if TYPE_CHECKING:
+    from asg_core.training.distributed import Processes
+
+VERIFY_UP_TO = 2000
+"""Folders of at most this many files are decoded once at the start, so that all bad files are known before training."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoolImage:
+    """One image drawn from the pool, RGB, and the file it came from."""
+
+    path: Path
+    image: Image
+
+
+class ImagePool:
+    """Unlabeled images of one folder, drawn in a seeded order without end.
+
+    Args:
+        folder: searched recursively; links are followed, each directory once; names that start with "." are left out.
+        seed: of the permutations.
+        on_quarantine: called once per bad file with its path inside the folder and the reason; may be replaced later.
+        max_side: longer side in pixels that larger images are reduced to.
+
+    Attributes:
+        folder: as given.
+        files: paths inside the folder with "/" between their parts, sorted by parts, good and bad ones.
+        quarantined: bad files found so far and why.
+
+    Raises:
+        ImageError: no such folder, or no usable image in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        on_quarantine: Callable[[Path, str], None] = lambda file, reason: None,
+        max_side: int = MAX_SIDE,
+    ) -> None:
+        self.folder, self.seed, self.on_quarantine, self.max_side = folder, seed, on_quarantine, max_side
+        self.files = sorted(scan_images(folder), key=lambda file: file.split("/"))
+        self._fingerprint = self._name_digest()
+        self.quarantined: dict[str, str] = {}
+        self._epoch = self._position = 0
+        self._order = self.order(0)
+        self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "images")
+        self._ahead: dict[str, Future[Image]] = {}
+        if len(self.files) <= VERIFY_UP_TO:
+            for file, reason in zip(self.files, self._threads.map(self._problem, self.files), strict=True):
+                if reason is not None:
+                    self._set_aside(file, reason)
+        self._check_usable()
+
+    def __len__(self) -> int:
+        """Number of files not known to be bad."""
+        return len(self.files) - len(self.quarantined)
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices into ``files`` in the order of one epoch, bad files included; a function of seed, epoch and count."""
+        rng = np.random.default_rng(derive_seed(self.seed, "images", epoch))
+        return [int(i) for i in rng.permutation(len(self.files))]
+
+    def take(self, count: int, processes: Processes | None = None) -> list[PoolImage]:
+        """The next ``count`` images. A file that cannot be read is set aside and the next one is drawn instead.
+
+        Files are decoded on threads, those of the next call while the caller works on these; what is taken or set
+        aside, and when, does not depend on that.
+
+        Args:
+            processes: if several, each opens and gets its own share, and a file that one of them cannot read is bad
+                for all; None if there is one.
+
+        Raises:
+            ImageError: every file turned out to be bad.
+            ProcessError: another process has ended.
+        """
+        files: list[str] = []
+        opened: dict[str, PoolImage] = {}
+        while True:
+            while len(files) < count:
+                files.append(self._next())
+            mine = files if processes is None else [files[i] for i in processes.share(count)]
+            wanted = [file for file in dict.fromkeys(mine) if file not in opened]
+            self._decode(wanted)
+            bad: dict[str, str] = {}
+            for file in wanted:
+                try:
+                    opened[file] = PoolImage(self.folder / file, self._ahead.pop(file).result())
+                except ImageError as error:
+                    bad[file] = error.why
+            shares = [bad] if processes is None else processes.gather(bad)
+            found = {file: why for share in shares for file, why in share.items()}
+            if not found:
+                self._look_ahead(count, processes)
+                return [opened[file] for file in mine]
+            for file, why in found.items():
+                self._set_aside(file, why)
+            self._check_usable()
+            files = [file for file in files if file not in found]
+
+    def _decode(self, files: Iterable[str]) -> None:
+        for file in files:
+            if file not in self._ahead:
+                self._ahead[file] = self._threads.submit(open_image, self.folder / file, self.max_side)
+
+    def _look_ahead(self, count: int, processes: Processes | None) -> None:
+        """Begin with what a next call for as many images would take from this epoch, and forget any other."""
+        coming = (self.files[i] for i in self._order[self._position :])
+        files = list(islice((file for file in coming if file not in self.quarantined), count))
+        mine = files if processes is None else [files[i] for i in processes.share(count) if i < len(files)]
+        self._ahead = {file: self._ahead[file] for file in mine if file in self._ahead}
+        self._decode(mine)
+
+    def _next(self) -> str:
+        while True:
+            if self._position == len(self._order):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self.order(self._epoch)
+            file = self.files[self._order[self._position]]
+            self._position += 1
+            if file not in self.quarantined:
+                return file
+
+    def state(self) -> dict[str, Any]:
+        """The cursor and what was set aside, as plain JSON data."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "files": self._fingerprint,
+            "quarantined": dict(sorted(self.quarantined.items())),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state` was taken.
+
+        Raises:
+            CheckpointError: the folder holds other files than then, so the order would be another one.
+        """
+        if state["files"] != self._fingerprint:
+            raise CheckpointError(
+                f"the images in {self.folder} are not those of the checkpoint",
+                "files were added, removed or renamed since, so the run cannot go on as it was",
+                "put the folder back as it was, or start a new run",
+            )
+        epoch, position = state["epoch"], state["position"]
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self.files):
+            raise CheckpointError(
+                f"the place in {self.folder} is none: epoch {epoch!r:.50}, position {position!r:.50}",
+                "the state was not written by an image pool",
+                "start a new run",
+            )
+        self._epoch, self._position = epoch, position
+        self._order = self.order(epoch)
+        self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}
+
+    def _name_digest(self) -> str:
+        names = "\n".join(self.files)
+        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+    def _problem(self, file: str) -> str | None:
+        try:
+            verify_image(self.folder / file)
+        except ImageError as error:
+            return error.why
+        return None
+
+    def _set_aside(self, file: str, reason: str) -> None:
+        self.quarantined[file] = reason
+        self.on_quarantine(Path(file), reason)
+
+    def _check_usable(self) -> None:
+        if len(self):
+            return
+        if self.quarantined:
+            file, reason = next(iter(self.quarantined.items()))
+            why = f"all {len(self.files)} image files are bad, e.g. {file}: {reason}"
+        else:
+            why = "no file name in it ends in " + ", ".join(sorted(SUFFIXES))
+        raise ImageError(f"images={self.folder} holds no usable image", why, "give a folder of photos or drawings")
+
+
+def scan_images(folder: Path) -> Iterator[str]:
+    """Paths inside ``folder``, "/" between their parts, of all files with an image suffix, in no particular order.
+
+    Links to directories are followed, each real directory is entered once, so loops end. Unreadable directories and
+    names that start with "." are left out.
+
+    Raises:
+        ImageError: ``folder`` is missing, not a directory, or cannot be read.
+    """
+    try:
+        with os.scandir(folder):
+            pass
+    except OSError as error:
+        raise ImageError(
+            f"images={folder} cannot be used", error.strerror or str(error), "give an existing folder that you may read"
+        ) from None
+    entered: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            status = os.stat(folder / inside)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / inside) as entries:
+                found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
+        except OSError:
+            continue
+        for entry in found:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            if is_folder:
+                waiting.append(f"{inside}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield inside + entry.name

@@ -1,0 +1,82 @@
+"""Rewards of the Proposer and the Solver, from one vote and one token entropy (METHOD, understanding steps 5 and 6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from asg_core.method.answers import NON_ANSWERS, Vote
+
+GATE_PENALTY = -0.2
+"""Reward of a Proposer completion that is not a question."""
+
+
+def self_consistency_reward(entropy: float) -> float:
+    """r_sc, a bell over H_sc (nats): 1 at 0.9, where answers disagree some, near 0 at unanimity and at chaos."""
+    return math.exp(-((entropy - 0.9) ** 2) / (2 * 0.25**2))
+
+
+def unsolvable(vote: Vote) -> bool:
+    """Whether no two of the N answers agree: f <= 1.5 / N."""
+    return vote.f <= 1.5 / len(vote.labels)
+
+
+@dataclass(frozen=True)
+class ProposerReward:
+    """R_p of one question and what it was made of.
+
+    Attributes:
+        value: the reward, in [0, 1], or GATE_PENALTY.
+        ste_percentile: d_ste in [0, 1]; None where STE is missing or off.
+        self_consistency: r_sc in [0, 1]; None where the gate failed, so that nothing was asked.
+        reason: which rule had the last word; "agreed" where the cap on agreed questions lowered the value.
+    """
+
+    value: float
+    ste_percentile: float | None
+    self_consistency: float | None
+    reason: Literal["scored", "gate", "unsolvable", "agreed"]
+
+
+GATED = ProposerReward(GATE_PENALTY, None, None, "gate")
+"""The reward of every completion that failed the gate."""
+
+
+def proposer_reward(vote: Vote, ste_percentile: float | None) -> ProposerReward:
+    """R_p of a question that passed the gate: 0.70 d_ste + 0.30 r_sc, or r_sc alone without STE.
+
+    Unsolvable questions earn 0 and nothing overrides that. Agreed ones (f >= 0.85) whose tokens were not uncertain
+    (d_ste < 0.5) earn at most 0.20. ValueError if ``ste_percentile`` is outside [0, 1] or NaN.
+    """
+    if ste_percentile is not None and not 0.0 <= ste_percentile <= 1.0:
+        raise ValueError(f"d_ste must be in [0, 1], got {ste_percentile}")
+    r_sc = self_consistency_reward(vote.entropy)
+    if unsolvable(vote):
+        return ProposerReward(0.0, ste_percentile, r_sc, "unsolvable")
+    if ste_percentile is None:
+        return ProposerReward(r_sc, None, r_sc, "scored")
+    value = 0.70 * ste_percentile + 0.30 * r_sc
+    if vote.f >= 0.85 and ste_percentile < 0.5 and value > 0.20:
+        return ProposerReward(0.20, ste_percentile, r_sc, "agreed")
+    return ProposerReward(value, ste_percentile, r_sc, "scored")
+
+
+def information(entropy: float, margin: float) -> float:
+    """info(H, m): how much a vote can teach, in [1e-4, 1]. ``entropy`` in nats, ``margin`` in [0, 1]."""
+    bell = math.exp(-((entropy - 0.675) ** 2) / (2 * 0.525**2))
+    return min(max(0.5 * bell + 0.5 * max(0.0, 1.0 - margin / 0.9), 1e-4), 1.0)
+
+
+def solver_rewards(vote: Vote) -> list[float]:
+    """The reward of each answer, in the order of ``vote.labels``, in [-0.25, 1].
+
+    Agreeing with the majority earns +info, disagreeing -0.25 info, each times (share of the answer's own label) ** 0.7.
+    """
+    info = information(vote.entropy, vote.margin)
+    return [(info if label == vote.majority else -0.25 * info) * vote.shares[label] ** 0.7 for label in vote.labels]
+
+
+def solver_learns(vote: Vote, min_agreement: float) -> bool:
+    """Whether the Solver learns from a question: min_agreement <= f < 1, solvable, and the majority is an answer."""
+    return min_agreement <= vote.f < 1.0 and not unsolvable(vote) and vote.majority not in NON_ANSWERS

@@ -1,0 +1,31 @@
+"""Everything that is as wide as the vocabulary: at most 128 rows at a time, in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from asg_core.backbones.devices import tensor_on
+from asg_core.models.decoding.causal_model import CausalModel
+
+MAX_ROWS = 128
+"""Rows of a vocabulary-wide tensor; 128 rows of 150,000 float32 logits are 77 MB."""
+
+
+def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
+    """(n, D) -> (n, V) raw logits in float32 (float64 stays, for numerical checks); n <= 128."""
+    logits = model.head(hidden)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def suppressed_ids(model: CausalModel, device: torch.device) -> Tensor:
+    """(k,) long, the tokens that have probability zero."""
+    return tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
+
+
+def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Tensor) -> Tensor:
+    """(n, V) raw logits -> (n, V) nats of the sampling policy: suppressed tokens out, softmax(logits / temperature).
+
+    Sampling and scoring both use this function, so that replayed log-probs equal the sampled ones.
+    """
+    return (logits.index_fill(-1, suppressed, -torch.inf) / temperature).log_softmax(-1)

@@ -1,0 +1,1 @@
+"""Released checkpoints: what they hold and how adapters are merged into them."""

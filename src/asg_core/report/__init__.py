@@ -1,5 +1,0 @@
-"""The report of a run: one HTML file that needs nothing but a browser."""
-
-from asg_core.report.render import render_report
-
-__all__ = ["render_report"]

@@ -1,1 +1,0 @@
-"""The rewards of the three roles: pure functions of votes and scores, nothing learned, nothing external."""

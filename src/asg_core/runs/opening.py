@@ -1,0 +1,77 @@
+"""Loading the base model, or the evolved model of a run, from ``key=value`` words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asg_core.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from asg_core.backbones.interface import Backbone, Role
+    from asg_core.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A loaded backbone and the settings it was loaded with; ``evolved`` if role adapters of a run were loaded."""
+
+    backbone: Backbone
+    config: RunConfig
+    evolved: bool
+
+    def role(self, role: Role) -> Role | None:
+        """``role`` where the run's adapters are loaded, None (the base policy) where not."""
+        return role if self.evolved else None
+
+
+def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
+    """Load the base model that ``overrides`` describe, or with ``run`` that run's model and its adapters.
+
+    Args:
+        run: a run folder, whose configuration lies below ``overrides``; None for the base model.
+        overrides: ``key=value`` words.
+
+    Raises:
+        ConfigError, PluginError, WeightsError, RunFolderError.
+    """
+    from asg_core.backbones.registry import load_backbone
+    from asg_core.runs.configuration import load_run_config
+
+    config = load_run_config(run_config_file(run) if run else None, overrides)
+    backbone = load_backbone(
+        config.backbone,
+        weights=config.weights,
+        device=config.device,
+        dtype=config.dtype,
+        options=config.backbone_options,
+        lora=config.lora,
+        seed=config.seed,
+    )
+    if run is not None:
+        _load_adapters(backbone, run)
+    return OpenedModel(backbone, config, run is not None)
+
+
+def run_config_file(run: Path) -> Path:
+    """The configuration stored in a run folder. Raises RunFolderError if there is none."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise RunFolderError(f"{run} is not a run", "it holds no config.yaml", "give the folder that asg train wrote")
+    return config
+
+
+def _load_adapters(backbone: Backbone, run: Path) -> None:
+    from asg_core.backbones.interface import Role
+
+    for role in Role:
+        folder = run / "adapters" / role.value
+        if not folder.is_dir():
+            raise RunFolderError(
+                f"--run {run} holds no adapter of the {role.value}",
+                f"{folder} does not exist; adapters are written when a run ends",
+                f"finish the run first: asg train resume={run}",
+            )
+        backbone.load_role(role, folder)

@@ -1,0 +1,137 @@
+"""The end of a run: evaluation before and after, final adapters, summary.json and the report."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asg_core.backbones.interface import Role
+from asg_core.backbones.registry import resolve
+from asg_core.evaluation import EvalItem, EvaluationRequest
+from asg_core.evaluation.compare import compare
+from asg_core.evaluation.protocol import evaluation_protocol
+from asg_core.evaluation.store import AFTER, BEFORE, store
+from asg_core.runs.folder import read_json_lines, write_json
+from asg_core.runs.model_card import write_card
+from asg_core.runs.report import render_report
+from asg_core.training.recovery import memory_problems
+from asg_core.training.schedule import kinds
+
+if TYPE_CHECKING:
+    from asg_core.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        out: the run folder.
+        steps_done: steps in all, earlier parts of a resumed run included.
+        seconds: time spent in steps, evaluation not counted.
+        interrupted: whether it ended before its last step.
+        rows: before/after comparison rows, or None without evaluation.
+        report: path of report.html.
+        never_updated: roles that the run was to train and whose adapters are as they were made, without effect.
+    """
+
+    out: Path
+    steps_done: int
+    seconds: float
+    interrupted: bool
+    rows: list[dict[str, Any]] | None
+    report: Path
+    never_updated: tuple[Role, ...]
+
+
+def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
+    """Evaluate the base or the evolved model; None if the backbone has no evaluation. A stored "before" is reused.
+
+    With several processes the first one does it and the others, which get None, go on to where they wait for it; where
+    the base is sharded all of them do it.
+    """
+    target = trainer.manifest.evaluation
+    main = trainer.processes.is_main
+    if target is None or not trainer.config.evaluate or not (main or trainer.processes.sharded):
+        return None
+    file = trainer.folder.evaluation / ("after.json" if evolved else "before.json")
+    if not evolved and file.is_file():
+        return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    with trainer.display.task("evaluating after" if evolved else "evaluating before") as progress:
+        request = EvaluationRequest(trainer.backbone, evolved, trainer.config.seed, None, progress)
+        with memory_problems("the evaluation"):
+            items: list[EvalItem] = resolve(target)(request)
+    if main:
+        protocol = evaluation_protocol(trainer.backbone, trainer.config, items, evolved=evolved)
+        store(trainer.folder.evaluation, AFTER if evolved else BEFORE, items, protocol)
+    return items
+
+
+def finish_run(
+    trainer: Trainer, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
+) -> RunSummary:
+    """Save the adapters, write summary.json and report.html, all by the first process."""
+    folder, idle = trainer.folder, _never_updated(trainer)
+    done = (folder.path, trainer.step, trainer.seconds, interrupted)
+    if not trainer.processes.is_main:
+        return RunSummary(*done, None, folder.path / "report.html", idle)
+    for role in Role:
+        trainer.backbone.save_role(role, folder.adapters / role.value)
+    rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
+    write_json(
+        folder.summary,
+        {
+            "backbone": trainer.config.backbone,
+            "steps_done": trainer.step,
+            "seconds": round(trainer.seconds, 3),
+            "interrupted": interrupted,
+            "processes": trainer.processes.count,
+            "never_updated": [role.value for role in idle],
+            "peak_memory_bytes": _peak_memory(trainer.backbone.device),
+            "asg_core": version("asg-core"),
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
+            "evaluation": rows,
+        },
+    )
+    write_card(folder, trainer.manifest, trainer.config, len(trainer.pool))
+    if idle and not interrupted:
+        trainer.display.message(_why_idle(idle, read_json_lines(folder.metrics)))
+    return RunSummary(*done, rows, render_report(folder.path), idle)
+
+
+def _never_updated(trainer: Trainer) -> tuple[Role, ...]:
+    planned = kinds(trainer.config.steps, trainer.config.schedule)
+    return tuple(
+        role
+        for role, optimiser in trainer.optimisers.items()
+        if ("generation" if role is Role.GENERATOR else "understanding") in planned
+        and optimiser.lr > 0
+        and not optimiser.has_stepped
+    )
+
+
+def _why_idle(idle: Sequence[Role], records: Sequence[Mapping[str, Any]]) -> str:
+    """What the steps had to learn from, as one line for a person."""
+    failed, questions, skipped, specs = (
+        sum(record.get(key) or 0 for record in records) for key in ("gate_failures", "questions", "skipped", "specs")
+    )
+    parts = [f"never updated: {', '.join(role.value for role in idle)}"]
+    if questions:
+        parts.append(f"{failed} of {questions} completions were no question")
+    if skipped + specs:
+        parts.append(f"{skipped} of {skipped + specs} images got no usable spec")
+    return "; ".join(parts)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the CUDA allocator on cuda, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,287 @@
+"""What steps cost: calls, rows, tokens, weights read and milliseconds, by phase. For plugin tests and ``profile=true``.
+
+with counted(backbone) as costs:
+    items = understanding_step(backbone, images, config, 1, window, baseline)
+assert costs.network("visual.blocks").passes == 1
+print(costs.table())
+
+Phases follow from the calls of the Backbone; nothing of a step has to know that it is counted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from asg_core.backbones.interface import Backbone, GenerationLoss, Role, TokenLogits, one_each
+from asg_core.errors import ConfigError
+from asg_core.models.causal import CausalBackbone
+from asg_core.runs.folder import write_json
+
+Phase = Literal["prefill", "ask", "solve", "score", "update", "generate", "embed", "core"]
+"""prefill: image prefixes of several roles at once. ask and solve: sampled text, and greedy answers (STE) in the same
+batch. score: calls that are greedy throughout, and log-probs without gradients. update: from a differentiable score to
+the end of the optimiser step. core: everything outside the backbone, the method's own Python."""
+
+
+@dataclass
+class PhaseCost:
+    """Calls of the backbone, their requests, tokens sampled or scored in them, and wall time in milliseconds."""
+
+    calls: int = 0
+    rows: int = 0
+    tokens: int = 0
+    milliseconds: float = 0.0
+
+
+@dataclass
+class NetworkCost:
+    """Forward passes of a network, rows and positions that went through it, bytes of weights read (once a pass)."""
+
+    passes: int = 0
+    rows: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Costs:
+    """What was counted so far.
+
+    Attributes:
+        phases: by phase.
+        networks: by phase and network. A network is an outermost ``nn.ModuleList``, e.g. "language_model.layers", or a
+            linear layer outside all of them, e.g. "lm_head".
+        backwards: backward passes by role.
+        optimiser_steps: steps that moved weights, by role.
+        phase: the one under way.
+    """
+
+    phases: dict[Phase, PhaseCost] = field(default_factory=dict)
+    networks: dict[tuple[Phase, str], NetworkCost] = field(default_factory=dict)
+    backwards: Counter[Role] = field(default_factory=Counter)
+    optimiser_steps: Counter[Role] = field(default_factory=Counter)
+    phase: Phase = "core"
+
+    def network(self, ending: str, *phases: Phase) -> NetworkCost:
+        """Sum over ``phases`` (none given: all) of the networks whose name ends so.
+
+        Raises:
+            KeyError: no network of that name ran at all.
+        """
+        named = [(phase, cost) for (phase, name), cost in self.networks.items() if name.endswith(ending)]
+        if not named:
+            raise KeyError(f"no network {ending!r} ran, but {sorted({name for _, name in self.networks})}")
+        total = NetworkCost()
+        for phase, cost in named:
+            if not phases or phase in phases:
+                total.passes += cost.passes
+                total.rows += cost.rows
+                total.tokens += cost.tokens
+                total.bytes += cost.bytes
+        return total
+
+    def table(self) -> str:
+        """Aligned text, one line a phase and below it one a network."""
+        lines = [("phase", "calls", "rows", "tokens", "GB of weights", "ms")]
+        for phase, cost in self.phases.items():
+            lines.append((phase, str(cost.calls), str(cost.rows), str(cost.tokens), "", f"{cost.milliseconds:.1f}"))
+            for (where, name), net in self.networks.items():
+                if where == phase:
+                    read = f"{net.bytes / 1e9:.3g}"
+                    lines.append((f"  {name}", str(net.passes), str(net.rows), str(net.tokens), read, ""))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: per phase its cost and its networks; updates by role."""
+        return {
+            "phases": {
+                phase: asdict(cost)
+                | {"networks": {name: asdict(c) for (where, name), c in self.networks.items() if where == phase}}
+                for phase, cost in self.phases.items()
+            },
+            "backwards": {role.value: n for role, n in self.backwards.items()},
+            "optimiser_steps": {role.value: n for role, n in self.optimiser_steps.items()},
+        }
+
+
+@contextmanager
+def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -> Iterator[Costs]:
+    """Count what ``backbone`` does inside the block. Networks are modules that it or an attribute holds.
+
+    On a GPU the device is waited for where a phase ends, so that times are those of the work and not of its launch.
+
+    Args:
+        backbone: its own methods are wrapped until the block ends.
+        clock: seconds; ``time.process_time`` leaves out what other programs take.
+
+    Raises:
+        ConfigError: the backbone decodes by compiled passes, in which modules are not called and cannot be counted.
+    """
+    if isinstance(backbone, CausalBackbone) and backbone.compiled is not None:
+        raise ConfigError(
+            "the costs of compiled decode passes cannot be counted",
+            "modules are counted when they are called, and a compiled pass calls none",
+            "set backbone_options.compile_decode=false",
+        )
+    counter = _Counter(backbone, clock)
+    handles = [register_optimizer_step_post_hook(counter.stepped)]
+    handles += [
+        module.register_forward_pre_hook(partial(counter.passed, name, size), with_kwargs=True)
+        for name, module, size in _networks(backbone)
+    ]
+    own = {name: vars(backbone).get(name) for name in _CALLS}
+    for name in own:
+        setattr(backbone, name, partial(counter.call, name, getattr(backbone, name)))
+    try:
+        yield counter.costs
+    finally:
+        counter.enter("core")
+        for handle in handles:
+            handle.remove()
+        for name, method in own.items():
+            delattr(backbone, name) if method is None else setattr(backbone, name, method)
+
+
+_CALLS = ("prefill", "ask", "solve", "token_logits", "generate", "generation_loss", "embed")
+
+
+@contextmanager
+def profiled(backbone: Backbone, file: Path, show: Callable[[str], None], *, on: bool) -> Iterator[None]:
+    """:func:`counted`; at the end of the block the costs go to ``file`` and their table to ``show``. Nothing if off."""
+    if not on:
+        yield
+        return
+    with counted(backbone) as costs:
+        try:
+            yield
+        finally:
+            write_json(file, costs.as_json())
+            show(costs.table())
+
+
+class _Counter:
+    def __init__(self, backbone: Backbone, clock: Callable[[], float]) -> None:
+        self.costs = Costs()
+        self._device, self._clock = backbone.device, clock
+        self._since = clock()
+        self._role = Role.GENERATOR
+        self._inside = False
+
+    def enter(self, phase: Phase) -> PhaseCost:
+        """Book the time since the last change to the phase that ends now."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = self._clock()
+        self._cost(self.costs.phase).milliseconds += 1000 * (now - self._since)
+        self._since, self.costs.phase = now, phase
+        return self._cost(phase)
+
+    def _cost(self, phase: Phase) -> PhaseCost:
+        return self.costs.phases.setdefault(phase, PhaseCost())
+
+    def call(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a method of the backbone in its phase."""
+        if self._inside:  # a backbone that uses its own roles is still in the phase that was asked for
+            return method(*args, **kwargs)
+        given = inspect.signature(method).bind(*args, **kwargs).arguments
+        before, phase = self.costs.phase, _phase(name, given)
+        cost = self.enter(phase)
+        self._inside = True
+        try:
+            result = method(*args, **kwargs)
+        finally:
+            self._inside = False
+            if phase != "update":
+                # a run's first update scores a few samples again, to learn what rounding does, and goes on
+                self.enter("update" if (before, phase) == ("update", "score") else "core")
+        items = next(iter(given.values()))
+        texts = {"ask": result, "solve": result, "token_logits": items}.get(name, ())
+        cost.calls += 1
+        cost.rows += len(items)
+        cost.tokens += sum(len(sample.token_ids) for sample in texts)
+        if phase == "update":
+            self._role = given.get("role") or Role.GENERATOR
+            self._watch_backward(result)
+        return result
+
+    def _watch_backward(self, result: list[TokenLogits] | GenerationLoss) -> None:
+        if isinstance(result, GenerationLoss):
+            scores = [result.loss, result.penalty, result.token_logprobs]
+        else:
+            scores = [one.logprobs for one in result]
+        tracked = [score for score in scores if score is not None and score.requires_grad]
+        if tracked:
+            role = self._role
+
+            def seen(_: Tensor) -> None:
+                self.costs.backwards[role] += 1
+
+            register_multi_grad_hook(tracked, seen, mode="any")
+
+    def stepped(self, *_: object) -> None:
+        if self.costs.phase == "update":
+            self.costs.optimiser_steps[self._role] += 1
+            self.enter("core")
+
+    def passed(self, name: str, size: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()), None)
+        cost = self.costs.networks.setdefault((self.costs.phase, name), NetworkCost())
+        cost.passes += 1
+        cost.bytes += size
+        if states is not None:
+            # (B, L, D) rows of positions, (L, D) one packed row, (B, C, H, W) a feature map
+            cost.rows += len(states) if states.ndim > 2 else 1
+            cost.tokens += states.shape[0] * states[0, 0].numel() if states.ndim == 4 else states[..., 0].numel()
+
+
+def _phase(name: str, given: Mapping[str, Any]) -> Phase:
+    match name:
+        case "prefill" | "ask" | "generate" | "embed":
+            return name
+        case "solve":
+            each = one_each(given["sampling"], len(given["requests"]))
+            return "score" if all(one.temperature == 0 for one in each) else "solve"
+        case _:
+            return "update" if torch.is_grad_enabled() else "score"
+
+
+def _networks(backbone: Backbone) -> Iterator[tuple[str, nn.Module, int]]:
+    """Name, the module whose calls are its passes, and bytes of weights, of every network."""
+    held = [*vars(backbone).values()]
+    held += [inner for value in held if hasattr(value, "__dict__") for inner in vars(value).values()]
+    roots = {id(module): module for module in held if isinstance(module, nn.Module)}
+    inner = {id(part) for root in roots.values() for part in root.modules() if part is not root}
+    for key, root in roots.items():
+        if key not in inner:
+            yield from _outermost("", root)
+
+
+def _outermost(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    for name, child in module.named_children():
+        inside = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList):
+            for first in [layer for layer in child if layer is not None][:1]:
+                yield inside, first, _bytes(child)
+        elif isinstance(child, nn.Linear | BaseTunerLayer):
+            yield inside, child, _bytes(child)
+        else:
+            yield from _outermost(inside, child)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
