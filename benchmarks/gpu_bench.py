@@ -13,11 +13,11 @@ from scripted import confident, endless
 from scripted_step import Kind, Lengths, step_config
 
 from asg_core.backbones.interface import Role
-from asg_core.config.schema import Optimiser, RunConfig
+from asg_core.config.schema import Optimizer, RunConfig
 from asg_core.method.replay import NoiseFloor
 from asg_core.models.causal import CausalBackbone
 from asg_core.planning import Accelerator as Rates
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 SHARE = 0.85
 """Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""
@@ -73,10 +73,10 @@ class Bench:
         room = math.inf if self.memory is None else SHARE * self.memory
         return step_config(self.backbone, self.built.shape, kind, count, lengths, room)
 
-    def optimiser(self, role: Role) -> RoleOptimiser:
+    def optimizer(self, role: Role) -> RoleOptimizer:
         """A fresh one, with the settings of a run but for a rate that changes next to nothing."""
-        settings = Optimiser()
-        return RoleOptimiser(
+        settings = Optimizer()
+        return RoleOptimizer(
             self.backbone.trainable(role), 1e-6, settings.weight_decay, settings.max_grad_norm, self.accelerator
         )
 

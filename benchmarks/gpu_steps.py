@@ -57,7 +57,7 @@ def step(bench: Bench, what: Step) -> Iterator[Row]:
     def run() -> None:
         images = pictures(what.count, what.lengths.side)
         require_updates(
-            scripted_step(bench.backbone, what.kind, images, config, bench.optimiser, floors=bench.floors, watch=watch)
+            scripted_step(bench.backbone, what.kind, images, config, bench.optimizer, floors=bench.floors, watch=watch)
         )
 
     def once() -> float:
@@ -71,7 +71,7 @@ def step(bench: Bench, what: Step) -> Iterator[Row]:
     phases = (understanding_phases if what.kind == "understanding" else generation_phases)(
         bench.built.shape, config, size, what.count
     )
-    micro = config.optimiser.micro_batch or "all"
+    micro = config.optimizer.micro_batch or "all"
     tokens = bench.built.shape.see(*size).tokens
     note = f"{what.how}; {tokens} image tokens, {what.lengths.ask}+{what.lengths.solve} new; {micro} groups a backward"
     row = Row(
@@ -96,13 +96,13 @@ def sequential(bench: Bench, kind: Kind) -> Iterator[Row]:
     """The same step at one image, call by call, and how much longer it takes than the batched ones."""
     section = f"sequential {kind} step"
     config = bench.config(kind, 1, bench.short)
-    config = config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"micro_batch": 1})})
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"micro_batch": 1})})
     model = OneByOne(bench.backbone)
 
     def run() -> None:
         images = pictures(1, bench.short.side)
         require_updates(
-            scripted_step(model, kind, images, config, bench.optimiser, floors=bench.floors, regroup=separate)
+            scripted_step(model, kind, images, config, bench.optimizer, floors=bench.floors, regroup=separate)
         )
 
     value = timed(bench.device, run)

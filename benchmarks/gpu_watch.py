@@ -80,7 +80,7 @@ def syncs(bench: Bench) -> Iterator[Row]:
 
         images, config = pictures(1, bench.short.side), bench.config(kind, 1, bench.short)
         model, floors = bench.backbone, bench.floors
-        require_updates(scripted_step(model, kind, images, config, bench.optimiser, floors=floors, watch=watch))
+        require_updates(scripted_step(model, kind, images, config, bench.optimizer, floors=floors, watch=watch))
         yield _row(f"an update, {kind} step", updates, len(roles))
 
 

@@ -25,28 +25,28 @@ from asg_core.backbones.interface import (
     TextSample,
     TextSamplings,
     TokenLogits,
-    one_each,
+    broadcast_sampling,
 )
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 
 T = TypeVar("T")
 
 
-class OneByOne(WrappedBackbone):
+class OneByOne(BackboneProxy):
     """One request per call of ``inner``, each with its own copy of the image."""
 
     def ask(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
-        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        each = zip(requests, broadcast_sampling(sampling, len(requests)), strict=True)
         return [replace(self.inner.ask([_alone(r)], how, role)[0], request=r) for r, how in each]
 
     def solve(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
-        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        each = zip(requests, broadcast_sampling(sampling, len(requests)), strict=True)
         return [replace(self.inner.solve([_alone(r)], how, role)[0], request=r) for r, how in each]
 
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:

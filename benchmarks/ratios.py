@@ -39,16 +39,16 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.runs.folder import RunFolder
-from asg_core.testing.legible import legible
 from asg_core.testing.qwen import QwenBackbone, random_qwen
+from asg_core.testing.scripted_text import scripted_text
 from asg_core.training.alarms import CollapseMonitor, understanding_metrics, update_metrics
-from asg_core.training.optimizer import RoleOptimiser, StepResult
+from asg_core.training.optimizer import RoleOptimizer, StepResult
 
 CONFIG = RunConfig.model_validate(
     {
         "ask": {"max_new_tokens": 16},
         "solve": {"max_new_tokens": 6, "min_agreement": 0.0},
-        "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
+        "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
         "control": "random_rewards",
     }
 )
@@ -72,14 +72,14 @@ def picture(seed: int, side: int) -> Image.Image:
 
 
 class Subject:
-    """A model with its optimisers, that takes a step and forgets it."""
+    """A model with its optimizers, that takes a step and forgets it."""
 
     def __init__(self, kind: type[QwenBackbone]) -> None:
         self.backbone = kind(random_qwen(layers=8, width=64, mlp=128, heads=4), letters_per_token=4, scale=0.02)
         self.backbone.text.stop_token_ids = frozenset()  # every completion has its full length
         accelerator = Accelerator(cpu=True)
-        self.optimisers = {
-            role: RoleOptimiser(self.backbone.trainable(role), 1e-3, 0.01, 1.0, accelerator) for role in TEXT_ROLES
+        self.optimizers = {
+            role: RoleOptimizer(self.backbone.trainable(role), 1e-3, 0.01, 1.0, accelerator) for role in TEXT_ROLES
         }
         self._start = {role: [p.clone() for p in self.backbone.trainable(role).values()] for role in TEXT_ROLES}
 
@@ -89,19 +89,19 @@ class Subject:
             for role in TEXT_ROLES:
                 for parameter, value in zip(self.backbone.trainable(role).values(), self._start[role], strict=True):
                     parameter.copy_(value)
-                self.optimisers[role].restore({})
+                self.optimizers[role].restore({})
         self.backbone.text.features.clear()
         self.backbone._prefixes.clear()
 
     def sampled(self, images: Sequence[Image.Image]) -> list[UnderstandingItem]:
         """The understanding step without its updates."""
         pool = [PoolImage(Path("x.png"), image) for image in images]
-        with legible(self.backbone):
+        with scripted_text(self.backbone):
             return understanding_step(self.backbone, pool, CONFIG, 1, RollingPercentile(), EmaBaseline())
 
     def update(self, role: Role, groups: Sequence[Sequence[tuple[TextSample, float]]]) -> UpdateReport:
         """One update."""
-        return update_text_role(self.backbone, role, groups, self.optimisers[role], AdaptiveKl(0.01, 0.02), CONFIG)
+        return update_text_role(self.backbone, role, groups, self.optimizers[role], AdaptiveKl(0.01, 0.02), CONFIG)
 
     def step(self, images: Sequence[Image.Image]) -> tuple[list[UnderstandingItem], list[UpdateReport]]:
         """The whole step."""
@@ -318,7 +318,7 @@ def overhead(repetitions: int) -> list[Row]:
         ours = Subject(QwenBackbone)
         replay: Any = Replay(ours.backbone)
         pool = [PoolImage(Path("x.png"), picture(i, 56)) for i in range(images)]
-        with legible(ours.backbone):
+        with scripted_text(ours.backbone):
             understanding_step(replay, pool, CONFIG, 1, RollingPercentile(), EmaBaseline())
         replay.stop()
         monitor, window, baseline = CollapseMonitor(CONFIG.alarms), RollingPercentile(), EmaBaseline()

@@ -14,8 +14,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings, one_each
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.interface import (
+    Backbone,
+    Role,
+    TextRequest,
+    TextSample,
+    TextSampling,
+    TextSamplings,
+    broadcast_sampling,
+)
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
 from asg_core.models.causal import CausalBackbone
 
@@ -71,7 +79,7 @@ def confident(backbone: CausalBackbone, image: Image) -> None:
     backbone.text.gain = TOP_LOGIT / float(top)  # type: ignore[attr-defined]
 
 
-class Scripted(WrappedBackbone):
+class Scripted(BackboneProxy):
     """Replaces texts.
 
     Args:
@@ -99,7 +107,7 @@ class Scripted(WrappedBackbone):
     ) -> list[TextSample]:
         """See Backbone."""
         samples = super().solve(requests, sampling, role)
-        each = one_each(sampling, len(requests))
+        each = broadcast_sampling(sampling, len(requests))
         return [_say(s, self._answer(i, s.request, how)) for i, (s, how) in enumerate(zip(samples, each, strict=True))]
 
     def _answer(self, index: int, request: TextRequest, sampling: TextSampling) -> str:

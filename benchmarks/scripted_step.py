@@ -22,7 +22,7 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 Kind = Literal["understanding", "generation"]
 Groups = list[list[tuple[TextSample, float]]]
@@ -59,7 +59,7 @@ def step_config(model: Backbone, shape: ModelShape, kind: Kind, count: int, leng
         "gradient_checkpointing": True,
     }
     for groups in (0, 12, 6, 3, 1):
-        config = RunConfig.model_validate({**base, "optimiser": {"micro_batch": groups}})
+        config = RunConfig.model_validate({**base, "optimizer": {"micro_batch": groups}})
         if planned(shape, config, kind, count, lengths.side).peak <= room:
             break
     return config
@@ -68,7 +68,7 @@ def step_config(model: Backbone, shape: ModelShape, kind: Kind, count: int, leng
 def planned(shape: ModelShape, config: RunConfig, kind: Kind, count: int, side: int) -> StepMemory:
     """Memory of such a step with the moments of the roles that it updates: those of others are never made."""
     still = {f"lr_{role.value}": 0.0 for role in Role if role not in UPDATED[kind]}
-    alone = config.model_copy(update={"optimiser": config.optimiser.model_copy(update=still)})
+    alone = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=still)})
     needs = understanding_memory if kind == "understanding" else generation_memory
     return needs(shape, alone, (side, side), count)
 
@@ -78,7 +78,7 @@ def scripted_step(
     kind: Kind,
     pictures: Sequence[Image],
     config: RunConfig,
-    optimiser: Callable[[Role], RoleOptimiser],
+    optimizer: Callable[[Role], RoleOptimizer],
     *,
     floors: Mapping[Role, NoiseFloor] | None = None,
     watch: Watch = lambda part: nullcontext(),
@@ -91,7 +91,7 @@ def scripted_step(
         kind: of the step.
         pictures: the images.
         config: of the run.
-        optimiser: of each role.
+        optimizer: of each role.
         floors: of rounding, as a run keeps them; a first update measures its own. None: nobody measures.
         watch: entered around each part.
         regroup: what a text role learns from, in other groups.
@@ -104,7 +104,7 @@ def scripted_step(
         beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
         with watch(f"update {role.value}"):
             return update_text_role(
-                scripted, role, regroup(groups), optimiser(role), beta, config, floor=floors.get(role)
+                scripted, role, regroup(groups), optimizer(role), beta, config, floor=floors.get(role)
             )
 
     if kind == "understanding":
@@ -117,7 +117,7 @@ def scripted_step(
     with watch("sampling"):
         drawn = generation_step(scripted, images, config, 1)
     with watch(f"update {Role.GENERATOR.value}"):
-        generator = optimiser(Role.GENERATOR)
+        generator = optimizer(Role.GENERATOR)
         return {
             Role.GENERATOR: update_generator(scripted, drawn, generator, config, 1, floor=floors.get(Role.GENERATOR))
         }

@@ -21,7 +21,7 @@ from asg_core.backbones.interface import (
     TextSampling,
     TextSamplings,
     TokenLogits,
-    one_each,
+    broadcast_sampling,
 )
 from asg_core.method.token_entropy import token_entropy
 from asg_core.models.decoding import Segment, join_segments, pick, uniforms_of
@@ -35,7 +35,7 @@ class SequentialQwen(QwenBackbone):
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
         """See Backbone."""
-        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        each = zip(requests, broadcast_sampling(sampling, len(requests)), strict=True)
         with self.adapters.use(role):
             return [self._sample(request, how) for request, how in each]
 
@@ -43,7 +43,7 @@ class SequentialQwen(QwenBackbone):
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
         """See Backbone."""
-        each = zip(requests, one_each(sampling, len(requests)), strict=True)
+        each = zip(requests, broadcast_sampling(sampling, len(requests)), strict=True)
         with self.adapters.use(role):
             return [self._sample(request, how) for request, how in each]
 

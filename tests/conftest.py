@@ -59,7 +59,7 @@ def config() -> RunConfig:
             "ask": {"max_new_tokens": 24, "spec_max_new_tokens": 96},
             "solve": {"max_new_tokens": 8},
             "generate": {"prompts_per_step": 3, "candidates": 3},
-            "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+            "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
         }
     )
 

@@ -239,7 +239,7 @@ def test_only_a_yes_against_a_no_is_opposite() -> None:
 def test_vote_of_the_method_example() -> None:
     result = vote(["blue", "red", "red", "green", "red", "blue", "red"], seed=0)
     assert result.majority == "red"
-    assert result.f == pytest.approx(0.5714, abs=5e-5)
+    assert result.majority_share == pytest.approx(0.5714, abs=5e-5)
     assert result.margin == pytest.approx(0.2857, abs=5e-5)
     assert result.entropy == pytest.approx(0.9557, abs=5e-5)
     assert list(result.shares) == ["red", "blue", "green"]
@@ -249,7 +249,7 @@ def test_vote_of_the_method_example() -> None:
 
 def test_a_unanimous_vote_has_exactly_no_entropy() -> None:
     result = vote(["red"] * 7, seed=0)
-    assert (result.f, result.margin, result.entropy, result.tied) == (1.0, 1.0, 0.0, False)
+    assert (result.majority_share, result.margin, result.entropy, result.tied) == (1.0, 1.0, 0.0, False)
     assert math.copysign(1, result.entropy) == 1
 
 
@@ -281,8 +281,8 @@ def test_a_vote_does_not_depend_on_the_order_of_answers(labels: list[str], rando
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, two = vote(labels, seed), vote(shuffled, seed)
     assert list(one.shares.items()) == list(two.shares.items())
-    assert (one.majority, one.f, one.margin, one.entropy, one.tied) == (
-        two.majority, two.f, two.margin, two.entropy, two.tied,
+    assert (one.majority, one.majority_share, one.margin, one.entropy, one.tied) == (
+        two.majority, two.majority_share, two.margin, two.entropy, two.tied,
     )  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def test_vote_shares_are_a_distribution(labels: list[str], seed: int) -> None:
     shares = list(result.shares.values())
     assert math.fsum(shares) == pytest.approx(1.0)
     assert shares == sorted(shares, reverse=True)
-    assert result.f == shares[0] == labels.count(result.majority) / len(labels)
+    assert result.majority_share == shares[0] == labels.count(result.majority) / len(labels)
     assert 0.0 <= result.margin <= 1.0
     assert 0.0 <= result.entropy <= math.log(len(labels)) + 1e-12
 

@@ -28,14 +28,14 @@ def refused(path: Path | None, *words: str) -> ConfigError:
 
 def test_layers_win_in_the_documented_order(file: Path) -> None:
     recommended = find_manifest("tiny").defaults
-    assert recommended["optimiser"]["lr_solver"] != RunConfig().optimiser.lr_solver
-    file.write_text("solve: {temperature: 0.8}\nsteps: 11\noptimiser: {lr_proposer: 0.5}\n")
+    assert recommended["optimizer"]["lr_solver"] != RunConfig().optimizer.lr_solver
+    file.write_text("solve: {temperature: 0.8}\nsteps: 11\noptimizer: {lr_proposer: 0.5}\n")
     config = load_run_config(file, ["steps=12", "solve.framings=3"])
     assert config.steps == 12  # command line over file
     assert (config.solve.temperature, config.solve.framings) == (0.8, 3)  # sections are merged key by key
-    assert config.optimiser.lr_proposer == 0.5  # file over recommended
-    assert config.optimiser.lr_solver == recommended["optimiser"]["lr_solver"]  # recommended over defaults
-    assert config.optimiser.weight_decay == RunConfig().optimiser.weight_decay
+    assert config.optimizer.lr_proposer == 0.5  # file over recommended
+    assert config.optimizer.lr_solver == recommended["optimizer"]["lr_solver"]  # recommended over defaults
+    assert config.optimizer.weight_decay == RunConfig().optimizer.weight_decay
 
 
 def test_the_backbone_named_last_brings_the_recommendations(file: Path) -> None:
@@ -49,8 +49,8 @@ def test_the_backbone_named_last_brings_the_recommendations(file: Path) -> None:
     ("word", "key", "value"),
     [
         ("steps=7", "steps", 7),
-        ("optimiser.lr_solver=1e-3", "optimiser.lr_solver", 0.001),
-        ("optimiser.lr_solver=1", "optimiser.lr_solver", 1.0),
+        ("optimizer.lr_solver=1e-3", "optimizer.lr_solver", 0.001),
+        ("optimizer.lr_solver=1", "optimizer.lr_solver", 1.0),
         ("ste.reduce=off", "ste.reduce", "off"),  # not a boolean, as in YAML 1.1
         ("evaluate=false", "evaluate", False),
         ("images=/data/a=b", "images", Path("/data/a=b")),
@@ -89,8 +89,8 @@ def test_of_equal_words_the_last_counts() -> None:
         ("solve.temperature=0", "solve.temperature = 0", "a number > 0"),
         ("policy.clip=1", "policy.clip = 1", "> 0, < 1"),
         ("ste.reduce=sum", 'ste.reduce = "sum"', "one of max, mean, off"),
-        ("optimiser.micro_batch=-1", "optimiser.micro_batch = -1", "a whole number >= 0 or auto ("),
-        ("optimiser.micro_batch=few", 'optimiser.micro_batch = "few"', "a whole number >= 0 or auto ("),
+        ("optimizer.micro_batch=-1", "optimizer.micro_batch = -1", "a whole number >= 0 or auto ("),
+        ("optimizer.micro_batch=few", 'optimizer.micro_batch = "few"', "a whole number >= 0 or auto ("),
         ("evaluate=yes", 'evaluate = "yes"', "true or false"),
         ("solve=3", "solve = 3", "a section"),
         ("trackers=[mlflow]", 'trackers = "mlflow"', "tensorboard, wandb, trackio"),
@@ -120,7 +120,7 @@ def test_the_place_of_a_bad_value_is_named(file: Path) -> None:
         ("solve.temprature=1", "Did you mean 'solve.temperature'?"),
         ("alarms.windo=1", "Did you mean 'alarms.window'?"),
         ("temperature=1", "'solve.temperature'"),
-        ("lr=1", "'optimiser.lr_solver'"),
+        ("lr=1", "'optimizer.lr_solver'"),
         ("framings=5", "Did you mean 'solve.framings'?"),
         ("solver.temperature=1", "Did you mean 'solve'?"),
         ("qqq=1", "Known: alarms, ask, backbone"),
@@ -206,7 +206,7 @@ def test_unreadable_files_are_configuration_errors(tmp_path: Path, file: Path) -
 
 
 def test_a_stored_configuration_loads_back_equal(file: Path) -> None:
-    words = ["images='/a b/ünïcode: {x}'", "ste.reduce=off", "optimiser.lr_solver=1e-7", "trackers=[wandb]", "seed=123"]
+    words = ["images='/a b/ünïcode: {x}'", "ste.reduce=off", "optimizer.lr_solver=1e-7", "trackers=[wandb]", "seed=123"]
     config = load_run_config(None, words)
     write_run_config(config, file)
     assert load_run_config(file) == config

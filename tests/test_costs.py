@@ -20,7 +20,7 @@ CONFIG = RunConfig.model_validate(
     {
         "ask": {"max_new_tokens": ASKED},
         "solve": {"max_new_tokens": ANSWERED},
-        "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
+        "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
     }
 )
 
@@ -110,9 +110,9 @@ def test_passes_depend_on_lengths_alone(
     assert costs.network(LAYERS).passes <= ASKED + ANSWERED + BESIDE_TOKENS
 
 
-def test_a_role_is_updated_by_one_backward_pass_and_one_optimiser_step(step_of: Callable[..., CountedStep]) -> None:
+def test_a_role_is_updated_by_one_backward_pass_and_one_optimizer_step(step_of: Callable[..., CountedStep]) -> None:
     costs = step_of().costs
-    assert costs.backwards == costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
+    assert costs.backwards == costs.optimizer_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
     assert costs.phases["update"].calls == 2
 
 

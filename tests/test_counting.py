@@ -54,17 +54,17 @@ def test_greedy_answers_and_scores_without_gradients_are_one_phase_and_updates_a
         backbone.solve(requests(1), TextSampling(3, temperature=0.0))
         with torch.no_grad():
             backbone.token_logits(samples, Role.SOLVER)
-        optimiser = torch.optim.SGD(backbone.trainable(Role.SOLVER).values(), lr=0.1)
+        optimizer = torch.optim.SGD(backbone.trainable(Role.SOLVER).values(), lr=0.1)
         for _ in range(2):
             scores = backbone.token_logits(samples, role=Role.SOLVER)
             sum(score.logprobs.sum() for score in scores).backward()
         assert costs.phase == "update"
-        optimiser.step()
+        optimizer.step()
         assert costs.phase == "core"
     calls = {phase: (cost.calls, cost.rows, cost.tokens) for phase, cost in costs.phases.items() if cost.calls}
     assert calls == {"solve": (1, 2, 6), "score": (2, 3, 9), "update": (2, 4, 12)}
     assert costs.backwards == {Role.SOLVER: 2}
-    assert costs.optimiser_steps == {Role.SOLVER: 1}
+    assert costs.optimizer_steps == {Role.SOLVER: 1}
 
 
 def test_greedy_rows_among_sampled_ones_and_what_is_read_ahead(backbone: QwenBackbone) -> None:
@@ -118,7 +118,7 @@ def test_a_profiled_run_prints_the_table_and_keeps_it(tmp_path: Path, capsys: py
     words = ["steps=2", "schedule.ratio=[1, 1]", "images_per_step=1", "generate.prompts_per_step=1"]
     assert main(["train", *words, "evaluate=false", "device=cpu", "profile=true", f"out={out}"]) == 0
     profile = json.loads((out / "profile.json").read_text())
-    assert profile["optimiser_steps"]["solver"] == profile["backwards"]["solver"] == 1
+    assert profile["optimizer_steps"]["solver"] == profile["backwards"]["solver"] == 1
     for phase in ("ask", "solve", "score", "update", "generate", "embed"):
         cost = profile["phases"][phase]
         assert cost["calls"] > 0

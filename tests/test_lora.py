@@ -215,12 +215,12 @@ def test_a_step_on_one_role_leaves_everything_else_bit_identical(duo):
     randomise(adapters)
     before = {k: v.clone() for k, v in [*text.state_dict().items(), *painter.state_dict().items()]}
     weights = adapters.parameters(Role.SOLVER)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [w for role in Role for w in adapters.parameters(role).values()], lr=0.1, weight_decay=0.5
     )
     with adapters.use(Role.SOLVER):
         text(IDS).last_hidden_state.square().sum().backward()
-    optimiser.step()  # weight decay would move every parameter that has a gradient, even zero
+    optimizer.step()  # weight decay would move every parameter that has a gradient, even zero
     after = dict([*text.state_dict().items(), *painter.state_dict().items()])
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(moved) == len(weights)
@@ -306,10 +306,10 @@ def test_version_changes_when_weights_do_and_not_by_switching(duo, tmp_path: Pat
     before = versions()
     assert versions() == before
     assert len(set(before)) == 4
-    optimiser = torch.optim.AdamW(adapters.parameters(Role.SOLVER).values())
+    optimizer = torch.optim.AdamW(adapters.parameters(Role.SOLVER).values())
     for weight in adapters.parameters(Role.SOLVER).values():
         weight.grad = torch.ones_like(weight)
-    optimiser.step()
+    optimizer.step()
     stepped = versions()
     assert [a == b for a, b in zip(before, stepped, strict=True)] == [True, True, False, True]
     adapters.save(Role.PROPOSER, tmp_path)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 
-def make(lr: float = 0.1, max_grad_norm: float = 1.0) -> tuple[torch.nn.Parameter, RoleOptimiser]:
+def make(lr: float = 0.1, max_grad_norm: float = 1.0) -> tuple[torch.nn.Parameter, RoleOptimizer]:
     weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-    return weight, RoleOptimiser({"w": weight}, lr, 0.01, max_grad_norm, Accelerator(cpu=True))
+    return weight, RoleOptimizer({"w": weight}, lr, 0.01, max_grad_norm, Accelerator(cpu=True))
 
 
 def test_accumulated_losses_equal_their_sum() -> None:
@@ -21,34 +21,34 @@ def test_accumulated_losses_equal_their_sum() -> None:
 
 
 def test_gradient_norm_is_reported_before_clipping_and_clipped_after() -> None:
-    weight, optimiser = make(max_grad_norm=1.0)
-    result = optimiser.step([lambda: (weight * torch.tensor([30.0, 40.0])).sum()])
+    weight, optimizer = make(max_grad_norm=1.0)
+    result = optimizer.step([lambda: (weight * torch.tensor([30.0, 40.0])).sum()])
     assert result.grad_norm == pytest.approx(50.0)
-    assert optimiser.state()["w.exp_avg"].tolist() == pytest.approx([0.1 * 0.6, 0.1 * 0.8])
+    assert optimizer.state()["w.exp_avg"].tolist() == pytest.approx([0.1 * 0.6, 0.1 * 0.8])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_loss_changes_nothing(bad: float) -> None:
-    weight, optimiser = make()
-    optimiser.step([lambda: (weight**2).sum()])
-    before, state = weight.detach().clone(), optimiser.state()
+    weight, optimizer = make()
+    optimizer.step([lambda: (weight**2).sum()])
+    before, state = weight.detach().clone(), optimizer.state()
     state = {k: v.clone() for k, v in state.items()}
-    result = optimiser.step([lambda: (weight**2).sum(), lambda: weight.sum() * bad])
+    result = optimizer.step([lambda: (weight**2).sum(), lambda: weight.sum() * bad])
     assert result.nonfinite
     assert not result.applied
     assert torch.equal(weight, before)
-    assert all(torch.equal(v, optimiser.state()[k]) for k, v in state.items())
+    assert all(torch.equal(v, optimizer.state()[k]) for k, v in state.items())
 
 
 def test_non_finite_gradient_of_a_finite_loss_changes_nothing() -> None:
-    weight, optimiser = make()
-    result = optimiser.step(
+    weight, optimizer = make()
+    result = optimizer.step(
         [lambda: torch.sqrt((weight - weight.detach()).abs().sum()) * torch.tensor(float("inf")).reciprocal()]
     )
     before = torch.tensor([3.0, 4.0])
     assert result.nonfinite
     assert torch.equal(weight.detach(), before)
-    assert optimiser.state() == {}
+    assert optimizer.state() == {}
 
 
 def test_the_step_after_a_dropped_one_is_as_if_it_had_not_been() -> None:
@@ -61,11 +61,11 @@ def test_the_step_after_a_dropped_one_is_as_if_it_had_not_been() -> None:
 
 
 def test_zero_learning_rate_and_no_losses_touch_nothing() -> None:
-    weight, optimiser = make(lr=0.0)
-    assert not optimiser.step([lambda: (weight**2).sum()]).applied
-    assert optimiser.state() == {}
-    weight, optimiser = make()
-    assert not optimiser.step([]).applied
+    weight, optimizer = make(lr=0.0)
+    assert not optimizer.step([lambda: (weight**2).sum()]).applied
+    assert optimizer.state() == {}
+    weight, optimizer = make()
+    assert not optimizer.step([]).applied
     assert weight.tolist() == [3.0, 4.0]
 
 

@@ -115,7 +115,7 @@ def test_roles_that_no_step_updated_are_named_with_what_there_was_to_learn_from(
 def test_only_roles_that_were_to_learn_count_as_never_updated(
     start: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    frozen = {"optimiser": {"lr_proposer": 1e-3, "lr_solver": 0.0, "lr_generator": 1e-3}}
+    frozen = {"optimizer": {"lr_proposer": 1e-3, "lr_solver": 0.0, "lr_generator": 1e-3}}
     learned = Trainer(start("learned", schedule={"mode": "understanding"}, **frozen, steps=2)).run()
     resumed = Trainer.resume(learned.out, steps=2).run()
     assert learned.never_updated == resumed.never_updated == ()
@@ -180,13 +180,13 @@ def test_an_interrupt_while_no_step_is_under_way_ends_at_once(start: Callable[..
 def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Callable[..., RunConfig]) -> None:
     straight = Trainer(start("straight", steps=5)).run().out
     out = Trainer(start("damaged", steps=4)).run().out
-    newest = out / "checkpoints" / "step-000004" / "optimiser-solver.safetensors"
+    newest = out / "checkpoints" / "step-000004" / "optimizer-solver.safetensors"
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
     found, _, errors = newest_good(out / "checkpoints")
     assert found.name == "step-000002"
-    assert "optimiser-solver.safetensors does not have the recorded sha256" in errors[0].why
+    assert "optimizer-solver.safetensors does not have the recorded sha256" in errors[0].why
     Trainer.resume(out, steps=5).run()
     assert metrics(out) == metrics(straight)
 
@@ -302,7 +302,7 @@ def test_non_finite_updates_are_counted_leave_the_model_alone_and_stop_the_run(
     assert [r["nonfinite"] for r in metrics(config.out)] == [2, 2, 2]
     assert watched.moved() == set()
     state = tensors(config.out / "checkpoints" / "step-000003")
-    assert [k for k in state if k.startswith("optimiser")] == []
+    assert [k for k in state if k.startswith("optimizer")] == []
 
 
 def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) -> None:

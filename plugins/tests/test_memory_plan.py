@@ -25,7 +25,7 @@ from asg_core.config.schema import RunConfig
 from asg_core.models.decoding import CompiledDecode
 from asg_core.planning import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.workload import rates
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 PLENTY = 2**40
 TIGHT = 0.8
@@ -54,20 +54,20 @@ KEPT = [UNDERSTANDING, Case("generation", 2, 224, {"generate": {"candidates": 2}
 RECOMPUTED = {
     "bagel": [
         Case("understanding", 2, 224, {"solve": {"framings": 4, "max_new_tokens": 20}}),
-        Case("understanding", 1, 896, {"optimiser": {"lr_solver": 0.0}, "ste": {"reduce": "off"}}),
+        Case("understanding", 1, 896, {"optimizer": {"lr_solver": 0.0}, "ste": {"reduce": "off"}}),
         Case("generation", 1, 896, {"generate": {"candidates": 2, "fidelity": "probability"}}),
     ],
     "blip3o": [
-        Case("understanding", 8, 224, {"optimiser": {"micro_batch": 2}, "ask": {"questions_per_image": 2}}),
-        Case("generation", 2, 224, {"generate": {"candidates": 2}, "optimiser": {"micro_batch": 1}}),
+        Case("understanding", 8, 224, {"optimizer": {"micro_batch": 2}, "ask": {"questions_per_image": 2}}),
+        Case("generation", 2, 224, {"generate": {"candidates": 2}, "optimizer": {"micro_batch": 1}}),
     ],
     "vargpt": [
-        Case("understanding", 2, 448, {"optimiser": {"lr_proposer": 0.0, "micro_batch": 1}}),
-        Case("understanding", 1, 672, {"optimiser": {"lr_proposer": 0.0, "lr_solver": 0.0}}),
+        Case("understanding", 2, 448, {"optimizer": {"lr_proposer": 0.0, "micro_batch": 1}}),
+        Case("understanding", 1, 672, {"optimizer": {"lr_proposer": 0.0, "lr_solver": 0.0}}),
         Case("understanding", 2, 448, compiled=True),
         Case("generation", 1, 448, compiled=True),
-        Case("generation", 8, 224, {"generate": {"candidates": 3}, "optimiser": {"lr_proposer": 0.0}}),
-        Case("generation", 1, 448, {"optimiser": {"lr_generator": 0.0}, "solve": {"caption_max_new_tokens": 24}}),
+        Case("generation", 8, 224, {"generate": {"candidates": 3}, "optimizer": {"lr_proposer": 0.0}}),
+        Case("generation", 1, 448, {"optimizer": {"lr_generator": 0.0}, "solve": {"caption_max_new_tokens": 24}}),
     ],
 }
 """What is as long in all models is measured on one of them."""
@@ -91,7 +91,7 @@ class Model:
         base: dict[str, Any] = {
             "ask": {"max_new_tokens": asked, "spec_max_new_tokens": 4},
             "solve": {"max_new_tokens": 4, "caption_max_new_tokens": 4},
-            "optimiser": {},
+            "optimizer": {},
             "generate": self.built.backbone.manifest.defaults.get("generate", {}),
             "ste": {},
         }
@@ -109,21 +109,21 @@ class Model:
     def counted(self, case: Case) -> int:
         """The most bytes that were alive in the step."""
         config, images = self.config(case), pictures(case.images, case.side)
-        optimisers = {role: self._trained(role, config) for role in Role}
+        optimizers = {role: self._trained(role, config) for role in Role}
         model: Any = self.built.backbone
-        # rooms are what they are whether or not their passes are translated
+        # slots are what they are whether or not their passes are translated
         model.compiled = CompiledDecode(model.text, lambda run, device: run) if case.compiled else None
         with self.card.count() as counts:
-            reports = scripted_step(model, case.kind, images, config, optimisers.__getitem__)
-        assert all(report.step.applied == (optimisers[role].lr > 0) for role, report in reports.items())
+            reports = scripted_step(model, case.kind, images, config, optimizers.__getitem__)
+        assert all(report.step.applied == (optimizers[role].lr > 0) for role, report in reports.items())
         return counts.peak_bytes - self.others
 
-    def _trained(self, role: Role, config: RunConfig) -> RoleOptimiser:
-        """An optimiser whose first update is behind it."""
+    def _trained(self, role: Role, config: RunConfig) -> RoleOptimizer:
+        """An optimizer whose first update is behind it."""
         weights, rate = self.built.backbone.trainable(role), 1e-6 if rates(config)[role] else 0.0
-        optimiser = RoleOptimiser(weights, rate, 0.0, 1.0, Accelerator(cpu=True))
-        optimiser.step([lambda: torch.stack([weight.sum() for weight in weights.values()]).sum()])
-        return optimiser
+        optimizer = RoleOptimizer(weights, rate, 0.0, 1.0, Accelerator(cpu=True))
+        optimizer.step([lambda: torch.stack([weight.sum() for weight in weights.values()]).sum()])
+        return optimizer
 
 
 @pytest.fixture(scope="module")

@@ -62,12 +62,12 @@ def test_more_than_there_is_does_not_fit(card: PretendedCuda) -> None:
     numbers(40, 2**29)
 
 
-def test_an_optimiser_holds_two_moments(card: PretendedCuda) -> None:
+def test_an_optimizer_holds_two_moments(card: PretendedCuda) -> None:
     weight = nn.Parameter(numbers(1024, 1024, dtype=torch.float32))
-    optimiser = torch.optim.AdamW([weight])
+    optimizer = torch.optim.AdamW([weight])
     weight.grad = torch.zeros_like(weight)
     with card.count() as counts:
-        optimiser.step()
+        optimizer.step()
     assert counts.live_bytes == 4 * 4 * 2**20
     assert "_foreach_addcdiv_" in counts.kernels, "many tensors a kernel, as on a GPU"
     assert not counts.syncs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asg_core.backbones.interface import Role
 from asg_core.models.decoding import sampling
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 
 @pytest.fixture(scope="module", params=["vargpt"])
@@ -31,13 +31,13 @@ def _complaint(workload: Workload, section: str, *words: str) -> None:
 
 
 def _before_each_token(monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Any], None]) -> None:
-    feed = sampling.feed
+    append_token = sampling.append_token
 
     def mistaken(model: Any, rows: Any, ids: Tensor) -> Any:
         mistake(ids)
-        return feed(model, rows, ids)
+        return append_token(model, rows, ids)
 
-    monkeypatch.setattr(sampling, "feed", mistaken)
+    monkeypatch.setattr(sampling, "append_token", mistaken)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_a_backward_pass_that_reads_is_found(workload: Workload, section: str, r
         reading.remove()
 
 
-def test_an_optimiser_that_looks_at_every_moment_is_found(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    def looking(self: RoleOptimiser) -> bool:
+def test_an_optimizer_that_looks_at_every_moment_is_found(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looking(self: RoleOptimizer) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self.parameters.values())
 
-    monkeypatch.setattr(RoleOptimiser, "_state_is_finite", looking)
-    _complaint(workload, "understanding step, 1 image", "an update of 1 optimiser steps waits")
+    monkeypatch.setattr(RoleOptimizer, "_state_is_finite", looking)
+    _complaint(workload, "understanding step, 1 image", "an update of 1 optimizer steps waits")
 
 
 def test_work_that_the_plan_does_not_know_is_found(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from asg_core.backbones import devices
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.backbones.registry import load_backbone
 from asg_core.method.prompts import QUESTION_PROMPT
-from asg_core.testing.far import NAME, FarTensor, far_device, obstacle
+from asg_core.testing.fake_device import NAME, FakeDeviceTensor, fake_device, obstacle
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
@@ -52,7 +52,7 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         name = op.overloadpacket.__name__
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-        far = [isinstance(tensor, FarTensor) for tensor in tensors]
+        far = [isinstance(tensor, FakeDeviceTensor) for tensor in tensors]
         target = kwargs.get("device")
         if name in ("_to_copy", "copy_") and not tensors[0].numel():
             pass  # nothing to copy
@@ -69,7 +69,7 @@ class Waits(TorchDispatchMode):
             indices = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, torch.Tensor)]
             if any(index.dtype == torch.bool for index in indices):
                 self.reads[line()] += 1
-            if far[0] and not all(isinstance(index, FarTensor) for index in indices):
+            if far[0] and not all(isinstance(index, FakeDeviceTensor) for index in indices):
                 self.writes[line()] += 1
         return op(*args, **kwargs)
 
@@ -115,9 +115,9 @@ def loaded(name: str, device: str) -> Backbone:
 def measure(name: str) -> dict[str, Any]:
     with (
         mock.patch.object(devices, "_STAGING", frozenset({NAME})),
-        far_device() as device,
+        fake_device() as device,
         Waits() as waits,
-        mock.patch.object(FarTensor, "tolist", lambda tensor: tensor.cpu().tolist()),
+        mock.patch.object(FakeDeviceTensor, "tolist", lambda tensor: tensor.cpu().tolist()),
     ):
         backbone = loaded(name, device)
         shown = [picture(1), picture(2, 60, 88), picture(3)]

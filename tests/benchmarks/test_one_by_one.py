@@ -21,7 +21,7 @@ from asg_core.method.records import GenerationItem, UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 SETTINGS = {
     "ask": {"max_new_tokens": 6, "spec_max_new_tokens": 8},
@@ -51,24 +51,24 @@ Reports = dict[Role, UpdateReport]
 
 def understanding(model: Backbone, sequential: bool) -> tuple[list[UnderstandingItem], Reports]:
     images = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(pictures(2, 32))]
-    config = RunConfig.model_validate({**SETTINGS, "optimiser": {"micro_batch": 1 if sequential else 0}})
+    config = RunConfig.model_validate({**SETTINGS, "optimizer": {"micro_batch": 1 if sequential else 0}})
     scripted = Scripted(model, [image.image for image in images], 7)
     items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
     reports = {}
     for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
-        optimiser = RoleOptimiser(model.trainable(role), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
+        optimizer = RoleOptimizer(model.trainable(role), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
         wanted = separate(groups) if sequential else groups
-        reports[role] = update_text_role(scripted, role, wanted, optimiser, AdaptiveKl(0.01, 0.02), config)
+        reports[role] = update_text_role(scripted, role, wanted, optimizer, AdaptiveKl(0.01, 0.02), config)
     return items, reports
 
 
 def generation(model: Backbone, sequential: bool) -> tuple[list[GenerationItem], Reports]:
     images = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(pictures(2, 32))]
-    config = RunConfig.model_validate({**SETTINGS, "optimiser": {"micro_batch": 1 if sequential else 0}})
+    config = RunConfig.model_validate({**SETTINGS, "optimizer": {"micro_batch": 1 if sequential else 0}})
     scripted = Scripted(model, [image.image for image in images], 7)
     items = generation_step(scripted, images, config, 1)
-    optimiser = RoleOptimiser(model.trainable(Role.GENERATOR), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
-    return items, {Role.GENERATOR: update_generator(scripted, items, optimiser, config, 1)}
+    optimizer = RoleOptimizer(model.trainable(Role.GENERATOR), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
+    return items, {Role.GENERATOR: update_generator(scripted, items, optimizer, config, 1)}
 
 
 @pytest.fixture(params=["tiny", "tiny_flow"])
@@ -133,7 +133,7 @@ def test_scripted_texts_leave_tokens_alone_and_teach_every_role(pair: tuple[Back
     items, _ = understanding(backbone, False)
     questions = [q for item in items for q in item.questions]
     assert all(q.learned and q.text is not None for q in questions)
-    assert [round(7 * q.vote.f) for q in questions if q.vote is not None] == [*AGREEING, *AGREEING]
+    assert [round(7 * q.vote.majority_share) for q in questions if q.vote is not None] == [*AGREEING, *AGREEING]
     for q in questions:
         assert len(q.completion.token_ids) == 6
         assert all(len(a.sample.token_ids) == 3 for a in q.answers)

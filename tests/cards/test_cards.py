@@ -64,7 +64,7 @@ def test_a_card_holds_no_path_of_the_machine(card: str, run: Path):
 
 
 def test_what_is_published_is_the_card_and_the_adapters(run: Path):
-    (run / "adapters" / "solver" / "optimiser.bin").write_bytes(b"private")
+    (run / "adapters" / "solver" / "optimizer.bin").write_bytes(b"private")
     (run / "adapters" / "notes.txt").write_text("private")
     pair = ("adapter_config.json", "adapter_model.safetensors")
     assert files_to_publish(run) == [

@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose adapters have an effect."""
-    folder = tmp_path_factory.mktemp("evolved")
+    folder = tmp_path_factory.mktemp("trained")
     backbone = load_backbone("tiny", device="cpu")
     generator = torch.Generator().manual_seed(0)
     write_run_config(load_run_config(None, ["backbone=tiny", "seed=5"]), folder / "config.yaml")
@@ -158,8 +158,8 @@ def test_a_layout_is_drawn_once_and_goes_on_where_it_ended(call: Call, run_folde
         "images/00001/samples/00001.png",
         "protocol.json",
     ]
-    call(*words, "--out", tmp_path / "evolved", "--run", run_folder)
-    drawn = [(tmp_path / side / files[1]).read_bytes() for side in ("base", "evolved")]
+    call(*words, "--out", tmp_path / "trained", "--run", run_folder)
+    drawn = [(tmp_path / side / files[1]).read_bytes() for side in ("base", "trained")]
     assert drawn[0] != drawn[1]
 
 

@@ -42,7 +42,7 @@ def as_json(call: Callable[..., str]) -> Json:
 
 
 @pytest.fixture(scope="module")
-def evolved() -> Backbone:
+def trained() -> Backbone:
     """The embedded backbone with adapters that have an effect."""
     backbone = load_backbone("tiny", device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -54,12 +54,12 @@ def evolved() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def run_folder(evolved: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(trained: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that holds those adapters."""
-    folder = tmp_path_factory.mktemp("evolved")
+    folder = tmp_path_factory.mktemp("trained")
     write_run_config(load_run_config(None, ["backbone=tiny", "seed=5"]), folder / "config.yaml")
     for role in Role:
-        evolved.save_role(role, folder / "adapters" / role.value)
+        trained.save_role(role, folder / "adapters" / role.value)
     return folder
 
 
@@ -99,7 +99,7 @@ def test_settings_and_seed_reach_the_model(as_json: Json, image: Path) -> None:
 
 
 def test_run_uses_the_solver_of_the_run_and_its_seed(
-    as_json: Json, image: Path, run_folder: Path, evolved: Backbone
+    as_json: Json, image: Path, run_folder: Path, trained: Backbone
 ) -> None:
     requests = [
         TextRequest(frame(QUESTION, framing), Image.open(image).convert("RGB"), derive_seed(5, "solve", i))
@@ -108,9 +108,9 @@ def test_run_uses_the_solver_of_the_run_and_its_seed(
     settings = load_run_config(run_folder / "config.yaml").solve
     sampling = TextSampling(settings.max_new_tokens, settings.temperature)
     answers = [a["text"] for a in as_json("solve", image, QUESTION, "--run", run_folder)["answers"]]
-    assert answers == [s.text for s in evolved.solve(requests, sampling)]
+    assert answers == [s.text for s in trained.solve(requests, sampling)]
     base = [a["text"] for a in as_json("solve", image, QUESTION, "seed=5")["answers"]]
-    assert base == [s.text for s in evolved.solve(requests, sampling, role=None)]
+    assert base == [s.text for s in trained.solve(requests, sampling, role=None)]
     assert base != answers
 
 

@@ -138,7 +138,7 @@ def test_a_batch_equals_its_singles(rig, requests_of):
 
 @pytest.mark.parametrize("count", [1, 2, 36, 37, 38, 150])
 def test_there_is_room_for_every_token(rig_llama, count, monkeypatch):
-    """Header, longest prompt and tail are 28 positions: 36 tokens fill the first room, 37 need the next."""
+    """Header, longest prompt and tail are 28 positions: 36 tokens fill the first slots, 37 need the next."""
     rig = rig_llama
     monkeypatch.setattr(rig.model, "stop_token_ids", frozenset())
     requests = [TextRequest("x" * 20, None, 2), TextRequest("Why?", None, 3)]
@@ -166,11 +166,11 @@ def test_unused_places_are_masked(rig_llama, monkeypatch):
     seat = compiled.seat
 
     def cluttered(*arguments):
-        room = seat(*arguments)
-        for buffer in room._states:
-            buffer[:, :, int(room._cursor) :] = 1e3
+        slots = seat(*arguments)
+        for buffer in slots._states:
+            buffer[:, :, int(slots._cursor) :] = 1e3
             buffer[len(requests) :] = 1e3
-        return room
+        return slots
 
     monkeypatch.setattr(compiled, "seat", cluttered)
     samples = sample_text(rig.model, requests, SAMPLED, compiled=compiled)
@@ -267,7 +267,7 @@ def test_the_switched_on_backbone_decodes_by_compiled_passes():
     for role in (Role.SOLVER, None):
         assert_same(switched.solve(requests, SAMPLED, role), eager.solve(requests, SAMPLED, role))
     assert_same(switched.ask(requests, SAMPLED), eager.ask(requests, SAMPLED))
-    assert len(switched.compiled._rooms) == 1
+    assert len(switched.compiled._slots) == 1
 
 
 def test_what_a_compiled_pass_would_get_wrong_is_refused():

@@ -75,7 +75,7 @@ def test_segments_attend_and_advance_as_they_say(rig_llama, make_picture, causal
     text = rig.model.text_segment("<user>Hello you", special=True)
     requests = [TextRequest(p, i, 0) for p in ("Why?", "Wherever") for i in (None, make_picture(1))]
     with torch.no_grad():
-        rows, node_of = prefix_tree.grow(Planted(rig, [text, block]), requests)
+        rows, node_of = prefix_tree.prefill(Planted(rig, [text, block]), requests)
         for row, request in zip(node_of, requests, strict=True):
             segments = [block if request.image else text, rig.model.prompt(request.prompt)]
             torch.testing.assert_close(rows.last[row], expected_hidden(rig, segments), rtol=0, atol=1e-5)

@@ -155,7 +155,7 @@ def test_a_grid_of_images_that_are_not_square_is_refused(tmp_path: Path) -> None
 
 def protocol(backbone: Backbone, **changes: object) -> Protocol:
     config = RunConfig(**{"seed": 0, **changes})
-    return make_protocol(backbone, config, Items("p.jsonl", "0", 1), evolved=False, sampling={}, judge=None)
+    return make_protocol(backbone, config, Items("p.jsonl", "0", 1), trained=False, sampling={}, judge=None)
 
 
 def test_images_of_two_protocols_never_share_a_folder(tiny: Backbone, tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_images_of_two_protocols_never_share_a_folder(tiny: Backbone, tmp_path: 
     with pytest.raises(ProtocolError) as raised:
         claim_folder(tmp_path / "a", protocol(tiny, seed=1))
     assert "seed: 0 / 1" in raised.value.why
-    evolved = {**protocol(tiny), "adapters": {"generator": "x"}}
+    trained = {**protocol(tiny), "adapters": {"generator": "x"}}
     with pytest.raises(ProtocolError, match="another model"):
-        claim_folder(tmp_path / "a", evolved)
+        claim_folder(tmp_path / "a", trained)
     (tmp_path / "b" / "images").mkdir(parents=True)
     with pytest.raises(ProtocolError, match="images already"):
         claim_folder(tmp_path / "b", protocol(tiny))

@@ -80,7 +80,7 @@ def score(items: list[EvalItem], section: str) -> dict[str, float]:
 
 def test_three_sections_of_all_questions_by_category(reader: Backbone, install: Install):
     install(QUESTIONS)
-    items = easy_vqa.evaluate(EvaluationRequest(reader, evolved=False))
+    items = easy_vqa.evaluate(EvaluationRequest(reader, trained=False))
     sections = list(dict.fromkeys(item.section for item in items))
     assert sections == [f"easy-VQA, {n}" for n in ("canonical framing", "7 training framings", "3 held-out framings")]
     categories = {item.key: item.category for item in items}
@@ -104,7 +104,7 @@ def test_scores_are_shares_of_framings_whose_greedy_answer_about_that_picture_is
     # The data now say what the model says under the canonical framing; that is right unless it is no answer at all.
     texts = [str(text) for text, _, _ in QUESTIONS]
     install([[q[0], said[0].upper() + ".", q[2]] for q, said in zip(QUESTIONS, answers, strict=True)])
-    items = easy_vqa.evaluate(EvaluationRequest(reader, evolved=False))
+    items = easy_vqa.evaluate(EvaluationRequest(reader, trained=False))
     for section, chosen in (("canonical", slice(0, 1)), ("7", slice(0, 7)), ("3", slice(7, 10))):
         expected = {
             f"{i:04d} {text}": sum(same_answer(a, said[0], text) for a in said[chosen]) / len(said[chosen])
@@ -118,30 +118,30 @@ def test_a_closed_vocabulary_is_asked_only_what_it_can_read_and_say_and_the_name
     tiny: Backbone, install: Install
 ):
     install(QUESTIONS)
-    items = easy_vqa.evaluate(EvaluationRequest(tiny, evolved=False))
+    items = easy_vqa.evaluate(EvaluationRequest(tiny, trained=False))
     assert sorted({item.key for item in items}) == [f"{i:04d} {QUESTIONS[i][0]}" for i in KNOWN]
     assert all(item.section.endswith("(5 of 9 questions, in the model's words)") for item in items)
     install([QUESTIONS[3], QUESTIONS[7]])
     with pytest.raises(ConfigError, match="tiny"):
-        easy_vqa.evaluate(EvaluationRequest(tiny, evolved=False))
+        easy_vqa.evaluate(EvaluationRequest(tiny, trained=False))
 
 
 def test_a_limit_draws_questions_by_the_seed_and_evolved_items_pair_with_base_items(tiny: Backbone, install: Install):
     install(QUESTIONS * 4)
 
-    def keys(seed: int, evolved: bool = False) -> list[EvalItem]:
-        return easy_vqa.evaluate(EvaluationRequest(tiny, evolved=evolved, seed=seed, limit=6))
+    def keys(seed: int, trained: bool = False) -> list[EvalItem]:
+        return easy_vqa.evaluate(EvaluationRequest(tiny, trained=trained, seed=seed, limit=6))
 
     first = keys(0)
     assert len(score(first, "canonical")) == 6
     assert score(first, "canonical").keys() != score(keys(1), "canonical").keys()
-    # A fresh adapter has no effect: same items, same scores. Any other is what "evolved" judges, and base does not.
-    assert all(row.difference == 0 for row in compare(first, keys(0, evolved=True)))
+    # A fresh adapter has no effect: same items, same scores. Any other is what "trained" judges, and base does not.
+    assert all(row.difference == 0 for row in compare(first, keys(0, trained=True)))
     with torch.no_grad():
         for parameter in tiny.trainable(Role.SOLVER).values():
             parameter += 0.3
     assert keys(0) == first
-    assert any(row.difference != 0 for row in compare(first, keys(0, evolved=True)))
+    assert any(row.difference != 0 for row in compare(first, keys(0, trained=True)))
 
 
 def test_training_is_given_images_and_no_question(install: Install):

@@ -66,7 +66,7 @@ def requests(model: Any, images: list[Any], texts: list[str] = QUESTIONS, **gene
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
-    folder = tmp_path_factory.mktemp("evolved")
+    folder = tmp_path_factory.mktemp("trained")
     backbone = load_backbone("tiny", device="cpu")
     generator = torch.Generator().manual_seed(0)
     write_run_config(load_run_config(None, ["backbone=tiny", "seed=5", "device=cpu"]), folder / "config.yaml")
@@ -93,11 +93,11 @@ def test_a_local_task_of_two_documents_gets_the_backbones_greedy_answers(
 def test_with_a_run_the_evolved_solver_answers(
     make: Callable[..., Any], run_folder: Path, pictures: list[Image.Image]
 ) -> None:
-    evolved = make(run=str(run_folder))
+    trained = make(run=str(run_folder))
     base = make(backbone="tiny")
-    given = [model.generate_until(requests(model, pictures, max_new_tokens=12)) for model in (evolved, base)]
+    given = [model.generate_until(requests(model, pictures, max_new_tokens=12)) for model in (trained, base)]
     asked = [TextRequest(text, image, 0) for text, image in zip(QUESTIONS, pictures, strict=True)]
-    wanted = evolved.opened.backbone.solve(asked, TextSampling(12, 0.0), Role.SOLVER)
+    wanted = trained.opened.backbone.solve(asked, TextSampling(12, 0.0), Role.SOLVER)
     assert given[0] == [sample.text.strip() for sample in wanted]
     assert given[0] != given[1]
 

@@ -31,9 +31,9 @@ from asg_core.method import prompts
 ITEMS = Items("prompts.jsonl", "abc", 2)
 
 
-def made(backbone: Backbone, items: Items = ITEMS, evolved: bool = False, **config: Any) -> Protocol:
+def made(backbone: Backbone, items: Items = ITEMS, trained: bool = False, **config: Any) -> Protocol:
     settings = RunConfig(backbone=backbone.manifest.name, **config)
-    return make_protocol(backbone, settings, items, evolved=evolved, sampling={"n": 4}, judge="rules")
+    return make_protocol(backbone, settings, items, trained=trained, sampling={"n": 4}, judge="rules")
 
 
 def test_equal_circumstances_give_one_protocol_as_plain_json(tiny: Backbone) -> None:
@@ -71,10 +71,10 @@ def test_package_versions_are_part_of_it(tiny: Backbone, monkeypatch: pytest.Mon
 def test_adapters_and_time_are_recorded_but_may_differ(tiny: Backbone) -> None:
     base = made(tiny)
     assert base["adapters"] is None
-    first = made(tiny, evolved=True)
+    first = made(tiny, trained=True)
     with torch.no_grad():
         next(iter(tiny.trainable(Role.SOLVER).values())).add_(1e-3)
-    second = made(tiny, evolved=True)
+    second = made(tiny, trained=True)
     changed = [role for role in Role if first["adapters"][role] != second["adapters"][role]]
     assert changed == [Role.SOLVER]
     require_same(base, first)
@@ -99,7 +99,7 @@ def test_the_items_of_an_evaluation_are_known_by_what_they_are_not_by_their_scor
     same = [EvalItem("s", "c", "2", 0.0), EvalItem("s", "c", "1", 0.5)]
     other = [EvalItem("s", "c", "1", 0.0), EvalItem("s", "d", "2", 1.0)]
     config = RunConfig()
-    first, second, third = (evaluation_protocol(tiny, config, i, evolved=False) for i in (items, same, other))
+    first, second, third = (evaluation_protocol(tiny, config, i, trained=False) for i in (items, same, other))
     require_same(first, second)
     assert [line.split(":")[0] for line in differences(first, third)] == ["items.sha256"]
     assert first["judge"] == "asg_core.tiny.evaluation:evaluate"

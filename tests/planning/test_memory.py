@@ -37,8 +37,8 @@ from asg_core.planning.decoding import (
     compiled_decoding_bytes,
     decoding_bytes,
     prompt_cache_bytes,
-    room_bytes,
     sample_cache_bytes,
+    slot_bytes,
 )
 from asg_core.runs.configuration import load_run_config
 
@@ -59,10 +59,10 @@ def test_adapters_are_those_of_the_loaded_model(shape: ModelShape, loaded: Backb
 
 def test_moments_and_gradients_are_counted_for_roles_that_learn(shape: ModelShape, config: RunConfig) -> None:
     one = shape.adapters[Role.SOLVER]
-    rates = config.optimiser.model_copy(update={"lr_proposer": 0.0, "lr_generator": 0.0})
-    frozen = config.model_copy(update={"optimiser": rates})
-    assert understanding_memory(shape, frozen, SIZE, 1).optimiser == 8 * one
-    assert understanding_memory(shape, config, SIZE, 1).optimiser == 3 * 8 * one
+    rates = config.optimizer.model_copy(update={"lr_proposer": 0.0, "lr_generator": 0.0})
+    frozen = config.model_copy(update={"optimizer": rates})
+    assert understanding_memory(shape, frozen, SIZE, 1).optimizer == 8 * one
+    assert understanding_memory(shape, config, SIZE, 1).optimizer == 3 * 8 * one
     assert generation_memory(shape, frozen, SIZE, 1).learning == 0
     assert understanding_memory(shape, frozen, SIZE, 1).learning > 4 * one
 
@@ -216,7 +216,7 @@ def test_cache_by_hand(shape: ModelShape) -> None:
     assert prompt_cache_bytes(shape, TextCall(3, 6, 6, 1000, 5, new=4)) == 48 * (6 * 1000 + 6 * 1005)
     assert prompt_cache_bytes(shape, TextCall(3, 3, 3, 1000, 5, new=4)) == 48 * 3 * 1005
     # compiled: 8 rows for 5, 320 positions for 306
-    assert room_bytes(shape, TextCall(3, 3, 5, 300, 2, new=4)) == 48 * 8 * 320
+    assert slot_bytes(shape, TextCall(3, 3, 5, 300, 2, new=4)) == 48 * 8 * 320
 
 
 def test_decoding_is_reading_the_prompts_or_drawing_the_last_token(shape: ModelShape) -> None:
@@ -232,7 +232,7 @@ def test_decoding_is_reading_the_prompts_or_drawing_the_last_token(shape: ModelS
 
 def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
     memory = StepMemory(
-        weights=1, adapters=2, optimiser=4, prefixes=8, rooms=16, reading=160, decoding=320, drawing=640, learning=1280
+        weights=1, adapters=2, optimizer=4, prefixes=8, slots=16, reading=160, decoding=320, drawing=640, learning=1280
     )
     assert memory.peak == 1 + 2 + 4 + 8 + 16 + 1280
     for name in ("reading", "decoding", "drawing"):
@@ -251,7 +251,7 @@ def test_one_image_more_than_fits_does_not_fit(shape: ModelShape, config: RunCon
 
 def test_checkpointing_and_small_backward_passes_save_memory(shape: ModelShape, config: RunConfig) -> None:
     def learning(**changes: object) -> int:
-        settings = {"optimiser": config.optimiser.model_copy(update={"micro_batch": changes.pop("micro_batch", 0)})}
+        settings = {"optimizer": config.optimizer.model_copy(update={"micro_batch": changes.pop("micro_batch", 0)})}
         return understanding_memory(shape, config.model_copy(update={**settings, **changes}), SIZE, 4).learning
 
     assert learning(micro_batch=1) < learning(micro_batch=2) < learning()

@@ -64,7 +64,7 @@ def module_config() -> RunConfig:
             "evaluate": False,
             "ask": {"max_new_tokens": 24, "spec_max_new_tokens": 96},
             "solve": {"max_new_tokens": 8},
-            "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+            "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
         }
     )
 

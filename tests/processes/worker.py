@@ -27,7 +27,7 @@ from asg_core.testing.sharded import differences_here
 from asg_core.training.consistency import state_digest
 from asg_core.training.distributed import Processes
 from asg_core.training.fsdp import shard_base
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 from asg_core.training.recovery import state_of
 
 RANK = "RANK"
@@ -53,7 +53,7 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     trainer = trainer_of(run)
     interrupted = trainer.run().interrupted
     parameters = {role.value: sum(p.numel() for p in trainer.backbone.trainable(role).values()) for role in Role}
-    digest = state_digest(trainer.optimisers, state_of(trainer))
+    digest = state_digest(trainer.optimizers, state_of(trainer))
     return {"sizes": sizes, "parameters": parameters, "digest": digest, "interrupted": interrupted}
 
 
@@ -168,12 +168,12 @@ def optimised() -> dict[str, Any]:
 
     rank = int(os.environ[RANK])
     weights = {name: torch.nn.Parameter(torch.ones(2)) for name in ("all", "last", "none")}
-    optimiser = RoleOptimiser(weights, 0.1, 0.5, 1e9, Accelerator(cpu=True))
+    optimizer = RoleOptimizer(weights, 0.1, 0.5, 1e9, Accelerator(cpu=True))
     losses = [lambda: weights["all"].sum() * 10.0**rank]
     if rank == int(os.environ["WORLD_SIZE"]) - 1:
         losses.append(lambda: weights["last"].sum() * 3)
-    result = optimiser.step(losses if rank else [], lambda: (rank, 1))
-    state = {name: value.tolist() for name, value in optimiser.state().items() if "exp_avg_sq" not in name}
+    result = optimizer.step(losses if rank else [], lambda: (rank, 1))
+    state = {name: value.tolist() for name, value in optimizer.state().items() if "exp_avg_sq" not in name}
     values = {name: weight.tolist() for name, weight in weights.items()}
     return {"loss": result.loss, "norm": result.grad_norm, "sums": result.sums, "state": state, "weights": values}
 

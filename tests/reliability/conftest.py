@@ -23,7 +23,7 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.runs.folder import read_json_lines
 from asg_core.training.checkpoint import save_checkpoint
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 STATE: dict[str, Any] = {
     "betas": {"proposer": 0.01, "solver": 0.02},
@@ -43,23 +43,23 @@ class Model:
     """What a checkpoint is made of."""
 
     backbone: Backbone
-    optimisers: dict[Role, RoleOptimiser]
+    optimizers: dict[Role, RoleOptimizer]
 
     def save(self, folder: Path, step: int) -> Path:
-        return save_checkpoint(folder, step, self.backbone, self.optimisers, STATE)
+        return save_checkpoint(folder, step, self.backbone, self.optimizers, STATE)
 
     def step(self, role: Role = Role.SOLVER) -> None:
-        """One real optimiser step."""
-        weights = list(self.optimisers[role].parameters.values())
-        self.optimisers[role].step([lambda: sum(((w - 0.1) ** 2).sum() for w in weights)])  # type: ignore[list-item]
+        """One real optimizer step."""
+        weights = list(self.optimizers[role].parameters.values())
+        self.optimizers[role].step([lambda: sum(((w - 0.1) ** 2).sum() for w in weights)])  # type: ignore[list-item]
 
 
 def make_model() -> Model:
     backbone = load_backbone("tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=1, alpha=2.0))
-    optimisers = {
-        role: RoleOptimiser(backbone.trainable(role), 1e-3, 0.01, 1.0, Accelerator(cpu=True)) for role in Role
+    optimizers = {
+        role: RoleOptimizer(backbone.trainable(role), 1e-3, 0.01, 1.0, Accelerator(cpu=True)) for role in Role
     }
-    model = Model(backbone, optimisers)
+    model = Model(backbone, optimizers)
     model.step()
     return model
 
@@ -156,7 +156,7 @@ SMALL: dict[str, Any] = {
     "ask": {"max_new_tokens": 12, "spec_max_new_tokens": 48, "questions_per_image": 2},
     "solve": {"max_new_tokens": 3, "framings": 3, "caption_max_new_tokens": 4},
     "generate": {"prompts_per_step": 1, "candidates": 2},
-    "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+    "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
 }
 
 

@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
     "ask": {"max_new_tokens": 12, "spec_max_new_tokens": 48, "questions_per_image": 2},
     "solve": {"max_new_tokens": 3, "framings": 3, "caption_max_new_tokens": 4},
     "generate": {"prompts_per_step": 1, "candidates": 2},
-    "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+    "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
 }
 COMPUTE = ("ask", "solve", "token_logits", "generate", "generation_loss", "embed")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -96,7 +96,7 @@ POINTS = Points()
 
 
 def instrument() -> None:
-    """Make every write below the run folder, every call of the model and every optimiser step a point."""
+    """Make every write below the run folder, every call of the model and every optimizer step a point."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
@@ -230,8 +230,8 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "streams": hashlib.sha256(repr([random_state()[1], random_state()[0]["torch"].tolist()]).encode()).hexdigest(),
         "weights": {
             f"{role.value}.{name}": hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
-            for role, optimiser in trainer.optimisers.items()
-            for name, tensor in {**optimiser.parameters, **optimiser.state()}.items()
+            for role, optimizer in trainer.optimizers.items()
+            for name, tensor in {**optimizer.parameters, **optimizer.state()}.items()
         },
     }
     source = trainer.pool.take(1)[0]

@@ -37,8 +37,8 @@ FILES = (
     "manifest.json",
     "state.json",
     "random.safetensors",
-    "optimiser-proposer.safetensors",
-    "optimiser-solver.safetensors",
+    "optimizer-proposer.safetensors",
+    "optimizer-solver.safetensors",
     "adapters/solver/adapter_model.safetensors",
     "adapters/generator/adapter_config.json",
 )
@@ -180,10 +180,10 @@ def test_files_that_the_manifest_does_not_know_are_damage_but_hidden_ones_are_no
 @pytest.mark.parametrize("length", [0, 8, 2**20, 200 * 2**20, 2**62, 2**64 - 1])
 def test_giant_safetensors_headers_are_one_checkpoint_error(length: int, two: Path, model: Any) -> None:
     def load(step: Path, state: dict[str, Any]) -> None:
-        restore(step, model.backbone, model.optimisers)
+        restore(step, model.backbone, model.optimizers)
 
     step = two / "step-000004"
-    for name in ("random.safetensors", "optimiser-solver.safetensors", "adapters/solver/adapter_model.safetensors"):
+    for name in ("random.safetensors", "optimizer-solver.safetensors", "adapters/solver/adapter_model.safetensors"):
         file = step / name
         before, manifest = file.read_bytes(), (step / "manifest.json").read_text()
         file.write_bytes(struct.pack("<Q", length) + b"{" * 64)
@@ -201,13 +201,13 @@ def test_moments_of_another_shape_are_refused(two: Path, model: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     step = two / "step-000004"
-    file = step / "optimiser-solver.safetensors"
+    file = step / "optimizer-solver.safetensors"
     good = load_file(file)
     key = next(k for k in good if k.endswith("exp_avg"))
     for bad in ({key: torch.zeros(3)}, {key: good[key].half()}, {"nothing.exp_avg": good[key]}, {f"{key}x": good[key]}):
         save_file({**good, **bad} if key in bad else bad, file)
         with pytest.raises(CheckpointError, match="does not fit this run"):
-            restore(step, model.backbone, model.optimisers)
+            restore(step, model.backbone, model.optimizers)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class Between(TrainingDisplay):
         self.stop_after = stop_after
 
     def step(self, metrics: Any) -> None:
-        weights = self.trainer.optimisers[Role.SOLVER].parameters
+        weights = self.trainer.optimizers[Role.SOLVER].parameters
         self.seen[metrics["step"]] = {name: w.detach().clone() for name, w in weights.items()}
         if metrics["step"] == self.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -155,8 +155,8 @@ def test_the_restored_moments_and_controls_are_those_of_the_checkpoint(
     display = Between()
     trainer = display.trainer = Trainer(config, scripted(tiny, ask=collapsing(3, 5)), display)
     out = trainer.run().out
-    stored = load_file(out / "checkpoints" / "step-000004" / "optimiser-solver.safetensors")
-    now = trainer.optimisers[Role.SOLVER].state()
+    stored = load_file(out / "checkpoints" / "step-000004" / "optimizer-solver.safetensors")
+    now = trainer.optimizers[Role.SOLVER].state()
     assert stored.keys() == now.keys()
     assert all(torch.equal(stored[k], now[k]) for k in stored)
     assert steps(out / "checkpoints")[0].name == "step-000004"

@@ -217,7 +217,7 @@ def attack(draw: st.DrawFn) -> tuple[str, list[tuple[str, Any]]]:
                 "manifest.json",
                 "state.json",
                 "random.safetensors",
-                "optimiser-solver.safetensors",
+                "optimizer-solver.safetensors",
                 "adapters/solver/adapter_config.json",
                 "adapters/solver/adapter_model.safetensors",
             ]
@@ -281,7 +281,7 @@ def test_any_change_to_a_checkpoint_is_one_checkpoint_error_or_harmless(
         state = checkpoint.verify(step)
         take_in(state)
         checkpoint.restore_random(step, state)
-        checkpoint.restore(step, model.backbone, model.optimisers)
+        checkpoint.restore(step, model.backbone, model.optimizers)
     except CheckpointError as error:
         assert error.what
         assert error.why
@@ -293,7 +293,7 @@ def take_in(state: dict[str, Any]) -> None:
     pool.order = lambda epoch: [0]
     pool.restore = lambda saved: ImagePool.restore(pool, saved)  # type: ignore[arg-type]
     trainer: Any = SimpleNamespace(
-        config=RunConfig.model_validate({"optimiser": {"micro_batch": "auto"}}),
+        config=RunConfig.model_validate({"optimizer": {"micro_batch": "auto"}}),
         betas={role: AdaptiveKl(0.1) for role in (Role.PROPOSER, Role.SOLVER)},
         floors={role: NoiseFloor() for role in Role},
         window=RollingPercentile(),

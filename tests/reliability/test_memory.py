@@ -1,4 +1,4 @@
-"""``optimiser.micro_batch=auto``: a step that runs out of memory is taken with fewer images at a time, and is the same.
+"""``optimizer.micro_batch=auto``: a step that runs out of memory is taken with fewer images at a time, and is the same.
 
 Memory here is rows: those of a pass through the language model, and those of the image prefixes that are kept.
 """
@@ -22,8 +22,8 @@ from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import ConfigError, OutOfMemory
 from asg_core.training import recovery
 from asg_core.training.checkpoint import newest_good
-from asg_core.training.chunked import InPortions
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.chunked import Chunked
+from asg_core.training.optimizer import RoleOptimizer
 
 KEPT = 8
 """Rows that a kept prefix counts as."""
@@ -58,7 +58,7 @@ def four(small: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
         settings = {
             "images_per_step": 4,
             "generate": {"prompts_per_step": 2, "candidates": 2},
-            "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3, "micro_batch": "auto"},
+            "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3, "micro_batch": "auto"},
             "sample_every_steps": 1,
             "policy": {"inner_steps": 2},
         }
@@ -157,13 +157,13 @@ def test_a_step_taken_again_begins_where_the_failed_one_did(
         let_go.append(held[0]() is None)
         put_back(self, state)
 
-    put_back = RoleOptimiser.restore
+    put_back = RoleOptimizer.restore
     six = {"prompts_per_step": 2, "candidates": 3}
     plenty = Trainer(four("plenty", steps=2, generate=six), backbone=fresh("tiny"))
     plenty.run()
     short = Trainer(four("short", steps=2, generate=six), backbone=scripted(fresh("tiny"), **{call: once}))
     with monkeypatch.context() as patch:
-        patch.setattr(RoleOptimiser, "restore", restore)
+        patch.setattr(RoleOptimizer, "restore", restore)
         short.run()
     assert let_go
     assert all(let_go)  # moments go back to a device that has room again
@@ -259,7 +259,7 @@ def test_several_processes_are_refused_before_anything_is_written(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="micro_batch=auto does not fit 2 processes") as raised:
         Trainer(config).run()
-    assert "optimiser.micro_batch=1" in raised.value.fix
+    assert "optimizer.micro_batch=1" in raised.value.fix
     assert config.out is not None
     assert not config.out.exists()
 
@@ -283,14 +283,14 @@ def test_portions_see_few_images_keep_nothing_of_the_last_and_answer_in_order(
     requests = [TextRequest(prompt, image, seed) for seed, prompt in enumerate(prompts) for image in five]
     sampling = TextSampling(4)
     whole = tiny.solve(requests, sampling)
-    parts = InPortions(scripted(tiny, solve=watching), 2).solve(requests, sampling)
+    parts = Chunked(scripted(tiny, solve=watching), 2).solve(requests, sampling)
     assert len(alive) == 3
     assert [sample.token_ids for sample in parts] == [sample.token_ids for sample in whole]
     assert all(sample.request is request for sample, request in zip(parts, requests, strict=True))
     alive.clear()
-    InPortions(scripted(tiny, embed=watching), 2).embed(five)
+    Chunked(scripted(tiny, embed=watching), 2).embed(five)
     assert len(alive) == 3
-    scores = InPortions(tiny, 2).token_logits(whole, Role.SOLVER)
+    scores = Chunked(tiny, 2).token_logits(whole, Role.SOLVER)
     for score, sample in zip(scores, whole, strict=True):
         assert score.logprobs.tolist() == pytest.approx(sample.logprobs, abs=1e-4)
 
@@ -298,10 +298,10 @@ def test_portions_see_few_images_keep_nothing_of_the_last_and_answer_in_order(
 def test_drawings_and_vectors_in_portions_are_those_of_the_whole(tiny: Any, images: Any) -> None:
     requests = [ImageRequest(f"a {color} circle", seed) for seed, color in enumerate(("red", "blue", "green"))]
     whole = tiny.generate(requests, ImageSampling())
-    parts = InPortions(tiny, 2).generate(requests, ImageSampling())
+    parts = Chunked(tiny, 2).generate(requests, ImageSampling())
     assert all(a.image.tobytes() == b.image.tobytes() for a, b in zip(whole, parts, strict=True))
     items = [sample.image for sample in whole] + ["a red circle", "two squares"]
     for few, many in pairwise((1, 2, 5)):
-        difference = InPortions(tiny, few).embed(items) - InPortions(tiny, many).embed(items)
+        difference = Chunked(tiny, few).embed(items) - Chunked(tiny, many).embed(items)
         assert float(difference.abs().max()) < 1e-5
-    assert len(InPortions(tiny, 2).embed([])) == 0
+    assert len(Chunked(tiny, 2).embed([])) == 0

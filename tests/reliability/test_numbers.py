@@ -22,8 +22,8 @@ def bits(trainer: Trainer) -> dict[str, bytes]:
     """Every weight and moment, as bytes: NaN equals itself here."""
     return {
         f"{role.value}.{name}": tensor.detach().numpy().tobytes()
-        for role, optimiser in trainer.optimisers.items()
-        for name, tensor in {**optimiser.parameters, **optimiser.state()}.items()
+        for role, optimizer in trainer.optimizers.items()
+        for name, tensor in {**optimizer.parameters, **optimizer.state()}.items()
     }
 
 
@@ -70,12 +70,12 @@ def poison(place: str, value: float, trainer: Trainer, patch: pytest.MonkeyPatch
     elif place == "image loss":
         patch.setattr(backbone, "generation_loss", times(backbone.generation_loss, value, "penalty"))
     elif place == "gradient":
-        for optimiser in trainer.optimisers.values():
-            for weight in optimiser.parameters.values():
+        for optimizer in trainer.optimizers.values():
+            for weight in optimizer.parameters.values():
                 weight.register_hook(lambda gradient: gradient * value)
     elif place == "moment":
-        for optimiser in trainer.optimisers.values():
-            for state in list(optimiser._adam.state.values())[:1]:  # none where the role has not learned yet
+        for optimizer in trainer.optimizers.values():
+            for state in list(optimizer._adam.state.values())[:1]:  # none where the role has not learned yet
                 state["exp_avg"].view(-1)[0] = value
     else:
         raise AssertionError(place)
@@ -152,7 +152,7 @@ def test_equal_rewards_change_no_bit_in_spite_of_momentum_and_weight_decay(
     config = small(
         steps=4,
         schedule={"mode": mode},
-        optimiser={"lr_proposer": 1e-2, "lr_solver": 1e-2, "lr_generator": 1e-2, "weight_decay": 0.5},
+        optimizer={"lr_proposer": 1e-2, "lr_solver": 1e-2, "lr_generator": 1e-2, "weight_decay": 0.5},
         images_per_step=2,
     )
     before: dict[str, bytes] = {}
@@ -231,7 +231,7 @@ def test_a_step_that_fails_leaves_the_state_of_the_step_before_saved(
         trainer.run()
     assert bits(trainer) == before
     if isinstance(raised.value, OutOfMemory):
-        for knob in ("images_per_step", "optimiser.micro_batch=auto", "gradient_checkpointing", "generate.candidates"):
+        for knob in ("images_per_step", "optimizer.micro_batch=auto", "gradient_checkpointing", "generate.candidates"):
             assert knob in raised.value.fix
         assert "max_new_tokens" in raised.value.fix
         assert f"step {step}" in raised.value.what

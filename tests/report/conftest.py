@@ -197,7 +197,7 @@ def build_run(run: Path, steps: int = 60, *, sample_every: int = 5, metrics: boo
     """A finished run with everything in it; ``metrics=False`` keeps the metrics to a few (fewer plots, faster)."""
     rng = random.Random(0)
     run.mkdir(parents=True)
-    config = {"backbone": "tiny", "steps": steps, "images_per_step": 16, "optimiser": {"lr_solver": 1e-3}}
+    config = {"backbone": "tiny", "steps": steps, "images_per_step": 16, "optimizer": {"lr_solver": 1e-3}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     records = [metrics_record(step, steps, rng) for step in range(1, steps + 1)]
     for count, record in enumerate(records[::sample_every]):

@@ -17,7 +17,7 @@ from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, 
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
-from asg_core.method.ablations import controlled, drawn_again
+from asg_core.method.ablations import perturb_rewards, self_drawn_images
 from asg_core.method.generation import generation_step
 from asg_core.method.generation_rewards import CandidateScores, generation_reward
 from asg_core.method.generator_updates import update_generator
@@ -27,7 +27,7 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 
 def with_control(config: RunConfig, control: str, **sections: Any) -> RunConfig:
@@ -40,14 +40,14 @@ def pixels(source: PoolImage) -> bytes:
 
 def test_noise_controls_keep_group_sizes_and_shuffling_keeps_the_values() -> None:
     rewards = [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]]
-    shuffled = controlled(rewards, "shuffled_votes", 1)
+    shuffled = perturb_rewards(rewards, "shuffled_votes", 1)
     assert [len(group) for group in shuffled] == [2, 1, 3]
     assert sorted(value for group in shuffled for value in group) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert shuffled != rewards
-    noise = controlled(rewards, "random_rewards", 1)
+    noise = perturb_rewards(rewards, "random_rewards", 1)
     assert [len(group) for group in noise] == [2, 1, 3]
     assert all(0 <= value < 1 for group in noise for value in group)
-    assert controlled(rewards, "no_cycle", 1) == rewards
+    assert perturb_rewards(rewards, "no_cycle", 1) == rewards
 
 
 def test_one_framing_asks_all_answers_under_the_canonical_one(
@@ -68,9 +68,9 @@ def test_the_base_ratio_divides_by_the_base_and_leaves_the_rest(
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     def solver_step(control: str, lr: float) -> float | None:
-        optimiser = RoleOptimiser(tiny.trainable(Role.SOLVER), lr, 0.0, 1.0, Accelerator(cpu=True))
+        optimizer = RoleOptimizer(tiny.trainable(Role.SOLVER), lr, 0.0, 1.0, Accelerator(cpu=True))
         chosen = with_control(config, control)
-        return update_text_role(tiny, Role.SOLVER, groups, optimiser, AdaptiveKl(0.0), chosen).step.loss
+        return update_text_role(tiny, Role.SOLVER, groups, optimizer, AdaptiveKl(0.0), chosen).step.loss
 
     def sampled() -> list[Any]:
         return solver_groups(understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline()))
@@ -105,17 +105,17 @@ def test_own_drawings_replace_every_picture_by_what_its_spec_makes_the_generator
         return draw(requests, sampling)
 
     monkeypatch.setattr(tiny, "generate", spy)
-    drawn = drawn_again(tiny, images, config, 3, 0)
+    drawn = self_drawn_images(tiny, images, config, 3, 0)
     assert [source.path for source in drawn] == [source.path for source in images]
     for before, after in zip(images, drawn, strict=True):
         assert after.image.size == (32, 32)
         assert pixels(before) != pixels(after)
     # a process's share of a step is drawn as the whole step would
-    tail = drawn_again(tiny, images[4:], config, 3, 4)
+    tail = self_drawn_images(tiny, images[4:], config, 3, 4)
     assert [pixels(source) for source in tail] == [pixels(source) for source in drawn[4:]]
-    drawn_again(tiny, images, config, 4, 0)
+    self_drawn_images(tiny, images, config, 4, 0)
     assert len(set(seeds)) == 2 * len(images), "every image of every step has a seed of its own"
-    assert drawn_again(tiny, [], config, 3, 0) == []
+    assert self_drawn_images(tiny, [], config, 3, 0) == []
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
@@ -127,12 +127,12 @@ def test_source_images_teach_the_source_weighted_by_the_best_reward(
     items = generation_step(backbone, images, chosen, 4)
     items = [item for item in items if any(c.signal for c in item.candidates)][:2]
     assert len(items) == 2
-    optimiser = RoleOptimiser(backbone.trainable(Role.GENERATOR), 1e-9, 0.0, 1.0, Accelerator(cpu=True))
+    optimizer = RoleOptimizer(backbone.trainable(Role.GENERATOR), 1e-9, 0.0, 1.0, Accelerator(cpu=True))
     weights = [max(c.reward for c in item.candidates) for item in items]
     sources = [backbone.as_drawn(item.candidates[0].sample.request, item.source.image) for item in items]
-    report = update_generator(backbone, items, optimiser, chosen, 4)
+    report = update_generator(backbone, items, optimizer, chosen, 4)
     candidates = config.model_copy(update={"generate": chosen.generate})
-    assert report.step.loss != update_generator(backbone, items, optimiser, candidates, 4).step.loss
+    assert report.step.loss != update_generator(backbone, items, optimizer, candidates, 4).step.loss
     seeds = [derive_seed(chosen.seed, 4, "noise", i) for i in range(2)]
     with torch.no_grad():
         scored = backbone.generation_loss(sources, seeds)
@@ -186,4 +186,4 @@ def test_a_run_on_own_drawings_looks_at_nothing_else(
     sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]
     assert taken
     fresh = load_backbone("tiny", device="cpu", dtype="float32")
-    assert [pixels(s) for s in taken] == [pixels(s) for s in drawn_again(fresh, sources, config, 1, 0)]
+    assert [pixels(s) for s in taken] == [pixels(s) for s in self_drawn_images(fresh, sources, config, 1, 0)]

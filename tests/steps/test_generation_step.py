@@ -13,7 +13,7 @@ from PIL import Image
 
 from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, GenerationLoss, Role
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
 from asg_core.method.generation import generation_step
@@ -23,10 +23,10 @@ from asg_core.method.policy import clipped_policy_terms, leave_one_out, regressi
 from asg_core.method.records import GenerationItem
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.similarity import cycle_score, diversity
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 
-class Listening(WrappedBackbone):
+class Listening(BackboneProxy):
     """Remembers the losses of drawings, call by call."""
 
     def __init__(self, inner: Backbone) -> None:
@@ -44,8 +44,8 @@ def inner(config: RunConfig, steps: int) -> RunConfig:
     return config.model_copy(update={"policy": policy, "generate": generate})
 
 
-def optimiser(backbone: Backbone, lr: float = 1e-3) -> RoleOptimiser:
-    return RoleOptimiser(backbone.trainable(Role.GENERATOR), lr, 0.01, 1.0, Accelerator(cpu=True))
+def optimizer(backbone: Backbone, lr: float = 1e-3) -> RoleOptimizer:
+    return RoleOptimizer(backbone.trainable(Role.GENERATOR), lr, 0.01, 1.0, Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_only_the_generator_moves(
     backbone: Backbone = request.getfixturevalue(name)
     found = generation_step(backbone, images, config, 4)
     watched = watch(backbone)
-    report = update_generator(backbone, found, optimiser(backbone), config, 4)
+    report = update_generator(backbone, found, optimizer(backbone), config, 4)
     assert report.step.applied
     assert report.step.grad_norm is not None
     assert report.step.grad_norm > 0
@@ -140,7 +140,7 @@ def test_the_update_learns_from_the_candidates_and_never_sees_the_source_image(
         watched.reset()
         for item in found:
             item.source = PoolImage(item.source.path, Image.new("RGB", (32, 32), colour))
-        update_generator(backbone, found, optimiser(backbone), config, 4)
+        update_generator(backbone, found, optimizer(backbone), config, 4)
         weights.append({k: v.detach().clone() for k, v in backbone.trainable(Role.GENERATOR).items()})
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert watched.moved() == {Role.GENERATOR}
@@ -161,7 +161,7 @@ def test_equal_rewards_change_nothing_exactly(
             c.reward = 0.5
             c.signal = 0.0
     watched = watch(backbone)
-    adam = optimiser(backbone)
+    adam = optimizer(backbone)
     report = update_generator(backbone, found, adam, config, 4)
     assert not report.step.applied
     assert report.zero_variance_share == 1.0
@@ -182,7 +182,7 @@ def test_a_rewarded_drawing_becomes_more_likely(tiny: Backbone, items: list[Gene
         return found.sum(1)
 
     before = likelihood()
-    update_generator(tiny, [item], optimiser(tiny, 1e-4), config, 4)
+    update_generator(tiny, [item], optimizer(tiny, 1e-4), config, 4)
     change = likelihood() - before
     assert change[0] > 0
     assert change[0] > change[1:].max()
@@ -199,7 +199,7 @@ def test_later_inner_steps_of_image_tokens_are_clipped_against_the_first_pass(
         c.sample, c.signal = replace(c.sample, token_logprobs=c.sample.token_logprobs + noise), signal
     listening, floor = Listening(tiny), NoiseFloor()
     floor.nats = 1.0
-    report = update_generator(listening, [item], optimiser(tiny, 5e-3), inner(config, 2), 4, floor=floor)
+    report = update_generator(listening, [item], optimizer(tiny, 5e-3), inner(config, 2), 4, floor=floor)
     first, second = (call.token_logprobs for call in listening.calls)
     assert first is not None
     assert second is not None
@@ -219,7 +219,7 @@ def test_the_floor_of_image_tokens_is_measured_by_one_more_scoring_and_only_once
 ) -> None:
     listening, floor = Listening(tiny), NoiseFloor()
     for calls in (3, 3 + 2):
-        update_generator(listening, items, optimiser(tiny, 1e-9), inner(config, 2), 4, floor=floor)
+        update_generator(listening, items, optimizer(tiny, 1e-9), inner(config, 2), 4, floor=floor)
         assert len(listening.calls) == calls
     assert floor.nats is not None
     assert floor.nats < 1e-9
@@ -231,7 +231,7 @@ def test_drawings_scored_by_another_policy_stop_the_run_before_anything_moves(
 ) -> None:
     """The adapter moves between drawing and scoring, as if it were off or another role's in one of the two."""
     config = config.model_copy(update={"generate": config.generate.model_copy(update={"update": update})})
-    assert update_generator(tiny, items, optimiser(tiny, 1e-9), config, 4, floor=NoiseFloor()).drift is not None
+    assert update_generator(tiny, items, optimizer(tiny, 1e-9), config, 4, floor=NoiseFloor()).drift is not None
     with torch.no_grad():
         for weight in tiny.trainable(Role.GENERATOR).values():
             weight += 0.03
@@ -240,7 +240,7 @@ def test_drawings_scored_by_another_policy_stop_the_run_before_anything_moves(
         assert float(tiny.generation_loss(drawn, [0] * len(drawn)).penalty.mean()) > 0.05
     watched = watch(tiny)
     with pytest.raises(TrainingStopped, match=r"replayed log-probs differ.*generator"):
-        update_generator(tiny, items, optimiser(tiny), config, 4, floor=NoiseFloor())
+        update_generator(tiny, items, optimizer(tiny), config, 4, floor=NoiseFloor())
     assert watched.moved() == set()
 
 
@@ -249,7 +249,7 @@ def test_regression_takes_one_step_whatever_the_inner_steps(
 ) -> None:
     found = generation_step(tiny_flow, images[:3], config, 4)
     listening = Listening(tiny_flow)
-    report = update_generator(listening, found, optimiser(tiny_flow), inner(config, 3), 4)
+    report = update_generator(listening, found, optimizer(tiny_flow), inner(config, 3), 4)
     assert report.step.applied
     assert len(listening.calls) == 1
     assert report.drift is None
@@ -261,7 +261,7 @@ def test_candidates_with_non_finite_scores_are_left_out_and_counted(
     item = next(i for i in items if i.candidates)
     item.candidates[0].signal = None
     item.candidates[1].signal, item.candidates[2].signal = 1.0, -1.0
-    report = update_generator(tiny, [item], optimiser(tiny), config, 4)
+    report = update_generator(tiny, [item], optimizer(tiny), config, 4)
     assert report.dropped == 1
     assert report.step.applied
 

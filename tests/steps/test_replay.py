@@ -14,21 +14,21 @@ import torch
 from accelerate import Accelerator
 
 from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling, TokenLogits
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.config.schema import RunConfig
 from asg_core.errors import TrainingStopped
 from asg_core.method.policy import AdaptiveKl
 from asg_core.method.replay import MOST_NOISE, NoiseFloor
 from asg_core.method.updates import UpdateReport, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 WIDTH = 512
 HEAD_GAIN = 10.0
 QUESTION = "What is to be seen? "
 
 
-class ScoresAs(WrappedBackbone):
+class ScoresAs(BackboneProxy):
     """Scores under another adapter than samples come from."""
 
     def __init__(self, inner: QwenBackbone, role: Role | None) -> None:
@@ -50,10 +50,10 @@ class Confident:
         """The Solver's update on the samples, too small to matter."""
         groups = [[(s, (-1.0) ** i) for i, s in enumerate(self.samples[n : n + 4])] for n in (0, 4)]
         weights = self.backbone.trainable(Role.SOLVER)
-        optimiser = RoleOptimiser(weights, 1e-12, 0.0, 1.0, Accelerator(cpu=True))
+        optimizer = RoleOptimizer(weights, 1e-12, 0.0, 1.0, Accelerator(cpu=True))
         model = ScoresAs(self.backbone, scored_as)
         return update_text_role(
-            model, Role.SOLVER, groups, optimiser, AdaptiveKl(0.01), RunConfig(), floor=floor or NoiseFloor()
+            model, Role.SOLVER, groups, optimizer, AdaptiveKl(0.01), RunConfig(), floor=floor or NoiseFloor()
         )
 
     def kl_to(self, other: Role | None) -> float:

@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.answers import canonical_label, vote
 from asg_core.method.policy import EmaBaseline, leave_one_out, z_score
@@ -60,10 +60,10 @@ def test_votes_rewards_and_advantages_follow_from_the_recorded_answers(items: li
         labels = [canonical_label(a.sample.text, str(q.text)) for a in q.answers]
         assert [a.label for a in q.answers] == labels
         assert q.vote is not None
-        assert q.vote.f == max(labels.count(x) for x in labels) / 7
+        assert q.vote.majority_share == max(labels.count(x) for x in labels) / 7
         assert q.vote.entropy == pytest.approx(vote(labels, 0).entropy)
         if q.learned:
-            assert 0.5 <= q.vote.f < 1
+            assert 0.5 <= q.vote.majority_share < 1
             assert [a.reward for a in q.answers] == solver_rewards(q.vote)
             assert [a.advantage for a in q.answers] == leave_one_out(solver_rewards(q.vote))
         else:
@@ -108,7 +108,7 @@ def test_switching_ste_off_leaves_the_self_consistency_reward(
             assert q.reward == q.scored.self_consistency
 
 
-class Mumbling(WrappedBackbone):
+class Mumbling(BackboneProxy):
     """The embedded backbone with a Proposer whose every other completion is replaced, to reach the gate."""
 
     def __init__(self, inner: Backbone) -> None:
@@ -146,10 +146,10 @@ def test_the_gate_costs_a_fixed_penalty_and_nothing_further(
 def test_controls_break_the_meaning_of_the_rewards(
     control: str, tiny: Backbone, images: list[PoolImage], config: RunConfig, items: list[UnderstandingItem]
 ) -> None:
-    controlled = run(tiny, images, config.model_copy(update={"control": control}))
+    perturbed = run(tiny, images, config.model_copy(update={"control": control}))
     honest = [a.reward for q in asked(items) for a in q.answers if q.learned]
-    broken = [a.reward for q in asked(controlled) for a in q.answers if q.learned]
-    assert [a.label for q in asked(items) for a in q.answers] == [a.label for q in asked(controlled) for a in q.answers]
+    broken = [a.reward for q in asked(perturbed) for a in q.answers if q.learned]
+    assert [a.label for q in asked(items) for a in q.answers] == [a.label for q in asked(perturbed) for a in q.answers]
     assert broken != honest
     if control == "shuffled_votes":
         assert sorted(x for x in broken if x is not None) == sorted(x for x in honest if x is not None)
@@ -163,7 +163,7 @@ def test_no_usable_question_at_all_is_not_an_error(tiny: Backbone, images: list[
     assert all(math.isfinite(q.reward or 0.0) for item in items for q in item.questions)
 
 
-class Noting(WrappedBackbone):
+class Noting(BackboneProxy):
     """Remembers what was to be read ahead."""
 
     def __init__(self, inner: Backbone) -> None:
@@ -182,9 +182,9 @@ def test_images_are_read_ahead_under_the_policies_that_the_step_needs(
     rates: tuple[float, float], policies: set[Role | None], tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     """The base only where an update will ask for its KL."""
-    optimiser = config.optimiser.model_copy(update={"lr_proposer": rates[0], "lr_solver": rates[1]})
+    optimizer = config.optimizer.model_copy(update={"lr_proposer": rates[0], "lr_solver": rates[1]})
     noting = Noting(tiny)
-    run(noting, images, config.model_copy(update={"optimiser": optimiser}))
+    run(noting, images, config.model_copy(update={"optimizer": optimizer}))
     ((shown, roles),) = noting.read
     assert all(a is b.image for a, b in zip(shown, images, strict=True))
     assert (len(roles), set(roles)) == (len(policies), policies)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, Role, TextSample, TokenLogits
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
 from asg_core.method.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
@@ -21,12 +21,12 @@ from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 Groups = list[list[tuple[TextSample, float]]]
 
 
-class Listening(WrappedBackbone):
+class Listening(BackboneProxy):
     """Remembers what it scored, call by call."""
 
     def __init__(self, inner: Backbone) -> None:
@@ -47,8 +47,8 @@ def update(
     beta: AdaptiveKl | None = None,
     floor: NoiseFloor | None = None,
 ) -> UpdateReport:
-    optimiser = RoleOptimiser(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
-    return update_text_role(backbone, role, groups, optimiser, beta or AdaptiveKl(0.01), config, floor=floor)
+    optimizer = RoleOptimizer(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
+    return update_text_role(backbone, role, groups, optimizer, beta or AdaptiveKl(0.01), config, floor=floor)
 
 
 def rounded(groups: Groups) -> Groups:
@@ -59,8 +59,8 @@ def rounded(groups: Groups) -> Groups:
 
 def inner(config: RunConfig, steps: int, micro_batch: int = 0) -> RunConfig:
     policy = config.policy.model_copy(update={"inner_steps": steps})
-    optimiser = config.optimiser.model_copy(update={"micro_batch": micro_batch})
-    return config.model_copy(update={"policy": policy, "optimiser": optimiser})
+    optimizer = config.optimizer.model_copy(update={"micro_batch": micro_batch})
+    return config.model_copy(update={"policy": policy, "optimizer": optimizer})
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_gradient_accumulation_equals_one_batch(
     results = []
     for size in (0, micro_batch):
         watched.reset()
-        split = config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"micro_batch": size})})
+        split = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"micro_batch": size})})
         report = update(tiny, Role.SOLVER, groups[Role.SOLVER], split)
         results.append((report, {k: v.detach().clone() for k, v in tiny.trainable(Role.SOLVER).items()}))
     (one, whole), (many, parts) = results

@@ -209,7 +209,7 @@ def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
     rows = json.loads((study / "signals_rows.json").read_text())
     models = [(r[0], r[1]) for r in rows["solved"]["rows"]]
     assert {m: models.count(m) for m in models} == {("base", 0): 7, ("base", 1): 7, ("full", 0): 7}
-    # The evolved Solver is another model than the base, if only by a little after five steps.
+    # The trained Solver is another model than the base, if only by a little after five steps.
     ste = {model: [r[4] for r in rows["solved"]["rows"] if r[:2] == [model, 0]] for model in ("base", "full")}
     assert ste["base"] != ste["full"]
     assert ste["base"] == pytest.approx(ste["full"], abs=0.3)

@@ -22,7 +22,7 @@ LIMIT = 14
 
 @pytest.fixture(scope="module")
 def before(tiny: TinyBackbone) -> list[EvalItem]:
-    return evaluate(EvaluationRequest(tiny, evolved=False, seed=3, limit=LIMIT))
+    return evaluate(EvaluationRequest(tiny, trained=False, seed=3, limit=LIMIT))
 
 
 def test_four_sections_of_unique_items_with_scores_between_0_and_1(before: list[EvalItem]) -> None:
@@ -35,7 +35,7 @@ def test_four_sections_of_unique_items_with_scores_between_0_and_1(before: list[
 def test_equal_seeds_give_equal_items_and_a_new_adapter_scores_as_the_base(
     tiny: TinyBackbone, before: list[EvalItem]
 ) -> None:
-    assert evaluate(EvaluationRequest(tiny, evolved=True, seed=3, limit=LIMIT)) == before
+    assert evaluate(EvaluationRequest(tiny, trained=True, seed=3, limit=LIMIT)) == before
 
 
 def test_evolved_items_pair_with_base_items_and_judge_the_adapters(before: list[EvalItem]) -> None:
@@ -44,9 +44,9 @@ def test_evolved_items_pair_with_base_items_and_judge_the_adapters(before: list[
         for role in (Role.SOLVER, Role.GENERATOR):
             for parameter in backbone.trainable(role).values():
                 parameter += 0.3
-    after = evaluate(EvaluationRequest(backbone, evolved=True, seed=3, limit=LIMIT))
+    after = evaluate(EvaluationRequest(backbone, trained=True, seed=3, limit=LIMIT))
     assert [(i.section, i.category, i.key) for i in after] == [(i.section, i.category, i.key) for i in before]
-    assert evaluate(EvaluationRequest(backbone, evolved=False, seed=3, limit=LIMIT)) == before
+    assert evaluate(EvaluationRequest(backbone, trained=False, seed=3, limit=LIMIT)) == before
     # Every section judges the adapters. Noise need not draw worse: a crowded picture holds what was asked for.
     for section in (CANONICAL, TRAINING, HELD_OUT, GENERATION):
         was, now = ([i.score for i in items if i.section == section] for items in (before, after))
@@ -81,7 +81,7 @@ def test_evaluation_scenes_are_not_the_pool_s(tmp_path: Path) -> None:
 def test_flow_models_are_evaluated_without_temperatures(tiny_flow: TinyFlowBackbone) -> None:
     calls: list[tuple[int, int]] = []
     items = evaluate(
-        EvaluationRequest(tiny_flow, evolved=False, limit=6, progress=lambda done, total: calls.append((done, total)))
+        EvaluationRequest(tiny_flow, trained=False, limit=6, progress=lambda done, total: calls.append((done, total)))
     )
     assert Counter(item.section for item in items)[GENERATION] == 6
     assert calls[-1] == (12, 12)
@@ -97,7 +97,7 @@ def test_the_best_temperature_is_chosen_on_validation_prompts(
         return [0.9 if temperature == 0.7 and split == "validation" else 0.1] * len(tasks)
 
     monkeypatch.setattr(evaluation, "_drawn", scores)
-    items = evaluate(EvaluationRequest(tiny, evolved=False, limit=7))
+    items = evaluate(EvaluationRequest(tiny, trained=False, limit=7))
     assert drawn == [("validation", 1.0), ("validation", 0.7), ("validation", 0.5), ("test", 0.7)]
     assert [item.score for item in items if item.section == GENERATION] == [0.1] * 7
 

@@ -38,8 +38,8 @@ def teach(checkpoint: Path, directory: Path, steps: int = 120) -> Path:
     """Train the language model of ``checkpoint`` on the lessons and write the result into ``directory``."""
     text = load_text(checkpoint, "cpu", torch.float32)
     parameters = [*text.decoder.parameters(), *text.model.lm_head.parameters()]
-    optimiser = torch.optim.AdamW([p.requires_grad_() for p in parameters], lr=4e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW([p.requires_grad_() for p in parameters], lr=4e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     dice = random.Random(0)
     colours = [tuple(dice.randrange(256) for _ in range(3)) for _ in range(8)]
     images = [Image.new("RGB", (32, 32), colour) for colour in colours]
@@ -50,10 +50,10 @@ def teach(checkpoint: Path, directory: Path, steps: int = 120) -> Path:
         ]
         scores = token_logits(text, samples, _NoAdapters(), None)
         loss = -torch.cat([score.logprobs for score in scores]).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     shutil.copytree(checkpoint, directory)
     text.model.save_pretrained(directory)

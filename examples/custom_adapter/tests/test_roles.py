@@ -81,9 +81,9 @@ def test_a_step_on_one_role_leaves_the_base_and_the_others_bit_identical(
     for other in Role:
         wake(backbone, other)
     before = {name: tensor.clone() for name, tensor in backbone.text.model.state_dict().items()}
-    optimiser = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
     loss_of(backbone, role, picture(0)).backward()
-    optimiser.step()
+    optimizer.step()
     moved = {name for name, tensor in backbone.text.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert len(moved) == len(backbone.trainable(role))
     assert all(f".{role.value}." in name for name in moved)

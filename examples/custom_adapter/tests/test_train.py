@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": {"ratio": [2, 2]},
     "ask": {"max_new_tokens": 24, "spec_max_new_tokens": 80},
     "solve": {"max_new_tokens": 8, "caption_max_new_tokens": 12},
-    "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+    "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
     "lora": {"rank": 4, "alpha": 8},
 }
 

@@ -48,8 +48,8 @@ def teach(steps: int = 700) -> None:
     tokenizer = BagelTokenizer(GOLDEN / "checkpoint")
     text = BagelText(SegmentBuilder(model, tokenizer, ResizeRule(56, 56, 14)))
     expert = {name: p for name, p in model.language_model.named_parameters() if "_moe_gen" not in name}
-    optimiser = torch.optim.AdamW([p.requires_grad_() for p in expert.values()], lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW([p.requires_grad_() for p in expert.values()], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     dice = random.Random(0)
     images = [
         Image.new("RGB", (56, 56), (dice.randrange(256), dice.randrange(256), dice.randrange(256))) for _ in range(8)
@@ -59,10 +59,10 @@ def teach(steps: int = 700) -> None:
         samples = [_lesson(tokenizer, *lesson, dice.choice(images), dice) for lesson in chosen]
         scores = token_logits(text, samples, _NoAdapters(), None)
         loss = -torch.cat([score.logprobs for score in scores]).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(expert.values(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 100 == 99:
             print(step + 1, float(loss.detach()))

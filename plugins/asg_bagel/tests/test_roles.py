@@ -52,13 +52,13 @@ def test_fresh_adapters_are_exactly_the_base(load: Callable[..., BagelBackbone])
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_an_optimiser_step_on_one_role_leaves_everything_else_bit_identical(
+def test_an_optimizer_step_on_one_role_leaves_everything_else_bit_identical(
     backbone: BagelBackbone, role: Role
 ) -> None:
     before = digests(backbone.model)
     own = {id(p) for p in backbone.trainable(role).values()}
     mine = {name for name, p in backbone.model.named_parameters() if id(p) in own}
-    optimiser = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-3)
+    optimizer = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-3)
     if role is Role.GENERATOR:
         backbone.generation_loss(
             backbone.generate([ImageRequest("a cat", 1)], ImageSampling()), [1]
@@ -66,7 +66,7 @@ def test_an_optimiser_step_on_one_role_leaves_everything_else_bit_identical(
     else:
         samples = backbone.solve([TextRequest("what is the cat?", PICTURE, 3)], TextSampling(4), role)
         backbone.token_logits(samples, role)[0].logprobs.sum().backward()
-    optimiser.step()
+    optimizer.step()
     after = digests(backbone.model)
     assert {name for name in before if before[name] != after[name]} == mine
 

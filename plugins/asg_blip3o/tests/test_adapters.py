@@ -34,11 +34,11 @@ def test_a_generator_step_changes_rollout_pixels_and_no_other_tensor(load: Load,
     backbone = load(generator_language_lora=language)
     samples = backbone.generate(DRAW, ImageSampling())
     before = state(backbone)
-    optimiser = torch.optim.AdamW(backbone.trainable(Role.GENERATOR).values(), lr=0.05)
+    optimizer = torch.optim.AdamW(backbone.trainable(Role.GENERATOR).values(), lr=0.05)
     for _ in range(2):  # the first step moves B alone, because B starts at zero
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         backbone.generation_loss(samples, [3, 3]).loss.sum().backward()
-        optimiser.step()
+        optimizer.step()
     changed = moved(before, state(backbone))
     own = {id(parameter) for parameter in backbone.trainable(Role.GENERATOR).values()}
     assert changed == {name for name, p in backbone.model.named_parameters() if id(p) in own}
@@ -55,11 +55,11 @@ def test_a_text_step_moves_its_role_and_nothing_else_and_changes_no_pixel(load: 
     requests = [TextRequest("What is on the left?", picture(1), seed) for seed in range(3)]
     samples = backbone.solve(requests, TextSampling(5))
     before = state(backbone)
-    optimiser = torch.optim.AdamW(backbone.trainable(Role.SOLVER).values(), lr=0.05)
+    optimizer = torch.optim.AdamW(backbone.trainable(Role.SOLVER).values(), lr=0.05)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.stack([-s.logprobs.sum() for s in backbone.token_logits(samples, Role.SOLVER)]).sum().backward()
-        optimiser.step()
+        optimizer.step()
     own = {id(parameter) for parameter in backbone.trainable(Role.SOLVER).values()}
     names = {name for name, p in backbone.model.named_parameters() if id(p) in own}
     assert moved(before, state(backbone)) == names

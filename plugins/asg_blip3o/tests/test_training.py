@@ -65,7 +65,7 @@ def test_two_understanding_and_two_generation_steps_move_the_three_roles_and_not
             "schedule": {"ratio": [2, 2]},
             "solve": {"max_new_tokens": 2, "temperature": 0.2, "caption_max_new_tokens": 4},
             "generate": {"prompts_per_step": 1, "candidates": 2},
-            "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+            "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
             "lora": {"rank": 4, "alpha": 8},
             "checkpoint_every_steps": 2,
             "sample_every_steps": 1,

@@ -18,7 +18,7 @@ from asg_core.method.generator_updates import update_generator
 from asg_core.method.records import Candidate, GenerationItem
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.updates import UpdateReport
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -37,8 +37,8 @@ def test_bits_scored_without_the_adapter_that_drew_them_stop_the_run(
     floor = NoiseFloor()
 
     def update() -> UpdateReport:
-        optimiser = RoleOptimiser(weights, 1e-9, 0.0, 1.0, Accelerator(cpu=True))
-        return update_generator(backbone, items, optimiser, config, 1, floor=floor)
+        optimizer = RoleOptimizer(weights, 1e-9, 0.0, 1.0, Accelerator(cpu=True))
+        return update_generator(backbone, items, optimizer, config, 1, floor=floor)
 
     report = update()
     assert report.drift is not None

@@ -88,9 +88,9 @@ def test_a_step_on_one_role_leaves_the_base_and_the_others_bit_identical(
         wake(backbone, other, seed)
     base = _base_hash(backbone)
     before = {other: {k: v.detach().clone() for k, v in backbone.trainable(other).items()} for other in Role}
-    optimiser = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
     _loss(backbone, role, picture(0)).backward()
-    optimiser.step()
+    optimizer.step()
     assert _base_hash(backbone) == base
     for other in Role:
         moved = [k for k, v in backbone.trainable(other).items() if not torch.equal(v, before[other][k])]

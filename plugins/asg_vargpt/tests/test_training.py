@@ -49,7 +49,7 @@ def taught(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = [*model.language_model.parameters(), *model.qwen.lm_head.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(trained, lr=8e-3)
+    optimizer = torch.optim.AdamW(trained, lr=8e-3)
     dice, nobody = random.Random(0), RoleAdapters({}, {}, LoraSettings())
     image = Image.new("RGB", (56, 56), (200, 30, 30))
     for _ in range(70):
@@ -61,10 +61,10 @@ def taught(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 TextSample(TextRequest(prompt, image, 0), "", ids, ("",) * len(ids), zeros, zeros, "stop", 1.0)
             )
         loss = -torch.cat([score.logprobs for score in token_logits(text, samples, nobody, None)]).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        optimizer.step()
     print(loss.item())
     assert loss.item() < 0.4
     shutil.copytree(source, directory)
@@ -102,7 +102,7 @@ def test_two_understanding_and_two_generation_steps_move_all_adapters_and_nothin
             "ask": {"questions_per_image": 4, "max_new_tokens": 16, "spec_max_new_tokens": 64},
             "solve": {"max_new_tokens": 6, "framings": 3, "min_agreement": 0.5, "caption_max_new_tokens": 12},
             "generate": {"prompts_per_step": 1, "candidates": 2, "update": "regression"},
-            "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+            "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
         }
     )
     summary = Trainer(config, backbone).run()

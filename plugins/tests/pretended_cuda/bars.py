@@ -30,7 +30,7 @@ def complaints(section: Section) -> list[str]:
     for update, steps in section.updates:
         waits = update.syncs + update.blocking
         if waits.total() > SYNCS_PER_OPTIMISER_STEP * steps:
-            found.append(f"an update of {steps} optimiser steps waits {waits.total()} times: {dict(waits)}")
+            found.append(f"an update of {steps} optimizer steps waits {waits.total()} times: {dict(waits)}")
     if section.planned_flops is not None:
         ratio = counts.flops.total() / section.planned_flops
         if abs(ratio - 1) > FLOPS_WITHIN:

@@ -62,7 +62,7 @@ def torch_cuda(card: PretendedCuda) -> Iterator[None]:
             patches.enter_context(mock.patch.object(torch.cuda, name, answer))
         for name in ("tensor", "as_tensor"):
             patches.enter_context(mock.patch.object(torch, name, _afterwards(getattr(torch, name))))
-        # optimisers take one kernel for many tensors where the tensors are of torch's own classes
+        # optimizers take one kernel for many tensors where the tensors are of torch's own classes
         for module in map(import_module, ("torch.optim.optimizer", "torch.utils._foreach_utils")):
             known = [*module._foreach_supported_types, PretendedTensor]
             patches.enter_context(mock.patch.object(module, "_foreach_supported_types", known))

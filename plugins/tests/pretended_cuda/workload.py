@@ -29,7 +29,7 @@ from asg_core.backbones.interface import (
 )
 from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.planning import generation_phases, understanding_phases
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 from pretended_cuda.card import PretendedCuda
 from pretended_cuda.counts import Counts
 
@@ -58,7 +58,7 @@ class Section:
         per: what the section's loop repeats, "pass", "step" or "scale"; None: it has no loop.
         times: how often that is repeated; with several loops the fewest.
         looped: a source line that is seen so often is in that loop.
-        updates: counts of each update, and its optimiser steps.
+        updates: counts of each update, and its optimizer steps.
         planned_flops: by ``asg_core.planning``; None: it does not say.
         seconds: that it took here.
     """
@@ -170,12 +170,12 @@ class Workload:
             return nullcontext() if part == "sampling" else self._update(section)
 
         images = pictures(count, side)
-        require_updates(scripted_step(self.backbone, kind, images, config, self._optimiser, watch=watch))
+        require_updates(scripted_step(self.backbone, kind, images, config, self._optimizer, watch=watch))
 
     @contextmanager
     def _update(self, section: Section) -> Iterator[None]:
         steps: list[object] = []
-        counting = register_optimizer_step_post_hook(lambda optimiser, *_: steps.append(optimiser))
+        counting = register_optimizer_step_post_hook(lambda optimizer, *_: steps.append(optimizer))
         try:
             with self.card.count() as counts:
                 yield
@@ -183,8 +183,8 @@ class Workload:
             counting.remove()
         section.updates.append((counts, len(steps)))
 
-    def _optimiser(self, role: Role) -> RoleOptimiser:
-        return RoleOptimiser(self.backbone.trainable(role), 1e-6, 0.0, 1.0, Accelerator())
+    def _optimizer(self, role: Role) -> RoleOptimizer:
+        return RoleOptimizer(self.backbone.trainable(role), 1e-6, 0.0, 1.0, Accelerator())
 
 
 _WORK: dict[str, Callable[[Workload, Section], None]] = {

@@ -71,7 +71,7 @@ TextSamplings = TextSampling | Sequence[TextSampling]
 """How to sample the requests of one call: all alike, or one each."""
 
 
-def one_each(sampling: TextSamplings, count: int) -> list[TextSampling]:
+def broadcast_sampling(sampling: TextSamplings, count: int) -> list[TextSampling]:
     """What ``ask`` and ``solve`` were given as ``sampling``, as one per request.
 
     Raises:
@@ -208,7 +208,8 @@ class Backbone(ABC):
 
         Args:
             requests: what to complete.
-            sampling: of all requests, or one each (:func:`one_each`), so that sampled and greedy answers are one batch.
+            sampling: of all requests, or one each (:func:`broadcast_sampling`), so that sampled and greedy answers are
+                one batch.
             role: whose adapter is on.
         """
 

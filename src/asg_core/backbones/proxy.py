@@ -23,7 +23,7 @@ from asg_core.backbones.interface import (
 )
 
 
-class WrappedBackbone(Backbone):
+class BackboneProxy(Backbone):
     """Passes every call on to ``inner``; subclass it to change some.
 
     Args:

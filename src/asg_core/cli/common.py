@@ -42,7 +42,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say which model to load."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and evolved adapters"
+        "--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and trained adapters"
     )
     group.add_argument("--backbone", metavar="NAME", help="installed backbone (default: tiny); asg plugins lists them")
     group.add_argument("--weights", metavar="DIR", help="directory of the model's weights")

@@ -16,7 +16,7 @@ def add_parser(verbs: Any) -> None:
         "compare",
         help="paired differences of two scores of equal protocol",
         description="Compare two stored scores item by item. A run folder or a folder of asg eval --out stands for "
-        "its evolved model, or for the base model if it has no other. Without B: base against evolved of A. "
+        "its trained model, or for the base model if it has no other. Without B: base against trained of A. "
         "Scores whose protocols differ are refused, with every difference named.",
         allow_abbrev=False,
     )

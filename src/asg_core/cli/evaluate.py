@@ -1,4 +1,4 @@
-"""``asg eval``: the backbone's held-out evaluation of the base model, or of base and evolved model, paired."""
+"""``asg eval``: the backbone's held-out evaluation of the base model, or of base and trained model, paired."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "eval",
         help="evaluate a model, or a run against its base",
-        description="Evaluate the base model; with --run, compare the evolved model with it on the same items.",
+        description="Evaluate the base model; with --run, compare the trained model with it on the same items.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -72,18 +72,18 @@ def run(args: argparse.Namespace) -> int:
 
     suite: Callable[[EvaluationRequest], list[EvalItem]] = resolve(target)
 
-    def evaluated(evolved: bool) -> list[EvalItem]:
-        with progress_bar(f"evaluating {'evolved' if evolved else 'base'}") as progress:
-            items = suite(EvaluationRequest(model.backbone, evolved, model.config.seed, args.limit, progress))
+    def evaluated(trained: bool) -> list[EvalItem]:
+        with progress_bar(f"evaluating {'trained' if trained else 'base'}") as progress:
+            items = suite(EvaluationRequest(model.backbone, trained, model.config.seed, args.limit, progress))
         if args.out is not None:
-            protocol = evaluation_protocol(model.backbone, model.config, items, evolved=evolved, limit=args.limit)
+            protocol = evaluation_protocol(model.backbone, model.config, items, trained=trained, limit=args.limit)
             protocol = under_suite(protocol, chosen) if chosen else protocol
-            store(args.out, AFTER if evolved else BEFORE, items, protocol)
+            store(args.out, AFTER if trained else BEFORE, items, protocol)
         return items
 
     before = evaluated(False)
     rows: list[dict[str, Any]]
-    if model.evolved:
+    if model.trained:
         rows = [asdict(row) for row in compare(before, evaluated(True))]
     else:
         rows = [asdict(row) for row in score_rows(before)]
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from asg_core.cli.tables import print_comparison, print_scores
 
-    (print_comparison if model.evolved else print_scores)(rows)
+    (print_comparison if model.trained else print_scores)(rows)
     return 0
 
 

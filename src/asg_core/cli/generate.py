@@ -15,7 +15,7 @@ EXAMPLES = """\
 examples:
   asg generate "a red circle" --n 4
   asg generate --prompts evaluation_metadata.jsonl --layout geneval --out drawn/base
-  asg generate --prompts evaluation_metadata.jsonl --layout geneval --out drawn/evolved --run runs/first
+  asg generate --prompts evaluation_metadata.jsonl --layout geneval --out drawn/trained --run runs/first
 """
 
 
@@ -94,7 +94,7 @@ def _layout(args: argparse.Namespace) -> int:
         model.backbone,
         model.config,
         Items(args.prompts.name, file_digest(args.prompts, "*.txt"), len(prompts)),
-        evolved=model.evolved,
+        trained=model.trained,
         sampling={
             "layout": layout.name,
             "samples_per_prompt": n,

@@ -79,7 +79,7 @@ def _solve(model: OpenedModel, image: Any, question: str) -> dict[str, Any]:
         "votes": result.shares,
         "majority": result.majority,
         "tied": result.tied,
-        "f": result.f,
+        "f": result.majority_share,
         "margin": result.margin,
         "h_sc": result.entropy,
         "greedy": greedy.text,

@@ -19,7 +19,7 @@ examples:
   asg train                                             the embedded model on its own unlabeled images
   asg train images=photos steps=50 out=runs/first       your images
   asg train backbone=bagel weights=BAGEL images=photos  another model
-  asg train my.yaml optimiser.lr_solver=1e-4            a file, and values above it
+  asg train my.yaml optimizer.lr_solver=1e-4            a file, and values above it
   asg train resume=runs/first steps=100                 go on where a run ended
   asg train my.yaml out=runs/x resume=auto              start, or go on if it was started before: for restarts
 """

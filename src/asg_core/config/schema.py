@@ -103,7 +103,7 @@ class Policy(Section):
         lt=1,
         description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]",
     )
-    inner_steps: int = Field(1, ge=1, description="optimiser steps on one set of samples; regression takes one")
+    inner_steps: int = Field(1, ge=1, description="optimizer steps on one set of samples; regression takes one")
     kl: Literal["exact", "k3"] = Field(
         "exact", description="KL to the base policy: over the vocabulary, or the k3 estimator"
     )
@@ -111,7 +111,7 @@ class Policy(Section):
     kl_target: float = Field(0.02, gt=0, description="mean KL per token, nats, that beta steers to")
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """One AdamW per role."""
 
     lr_proposer: float = Field(1e-6, ge=0, description="learning rate of the Proposer adapter; 0 leaves it untouched")
@@ -195,5 +195,5 @@ class RunConfig(Section):
     ste: Ste = Ste()
     generate: Generate = Generate()
     policy: Policy = Policy()
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = Optimizer()
     alarms: Alarms = Alarms()

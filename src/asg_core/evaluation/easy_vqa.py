@@ -98,7 +98,7 @@ def _answered(request: EvaluationRequest, questions: Sequence[HeldOutQuestion]) 
     framings = FRAMINGS + HELD_OUT_FRAMINGS
     images = {q.image: open_image(q.image) for q in questions}
     asked = [TextRequest(frame(q.text, framing), images[q.image], 0) for q in questions for framing in framings]
-    role = Role.SOLVER if request.evolved else None
+    role = Role.SOLVER if request.trained else None
     answers = iter(request.backbone.solve(asked, TextSampling(ANSWER_TOKENS, temperature=0.0), role=role))
     return [[float(same_answer(next(answers).text, q.answer, q.text)) for _ in framings] for q in questions]
 

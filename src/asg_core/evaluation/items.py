@@ -31,14 +31,14 @@ class EvaluationRequest:
 
     Attributes:
         backbone: the model.
-        evolved: True evaluates Solver and Generator adapters, False the base policy (``role=None``).
+        trained: True evaluates Solver and Generator adapters, False the base policy (``role=None``).
         seed: of the evaluation's own random streams; equal seeds give equal items.
         limit: at most this many items per section, or None for the suite's own size.
         progress: called with (done, total) fractions of work, for a progress display.
     """
 
     backbone: Backbone
-    evolved: bool
+    trained: bool
     seed: int = 0
     limit: int | None = None
     progress: Callable[[int, int], None] = field(default=lambda done, total: None)

@@ -180,7 +180,7 @@ class AsgModel(lmms):  # type: ignore[misc, unused-ignore]
             self.opened.backbone,
             self.opened.config,
             items,
-            evolved=self.opened.evolved,
+            trained=self.opened.trained,
             sampling=drawing if self.mode == "generate" else answering,
             judge={name: os.environ.get(name, "the task's default") for name in _JUDGE_VARIABLES},
             packages=("lmms-eval",),

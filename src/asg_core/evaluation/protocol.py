@@ -62,7 +62,7 @@ def make_protocol(
     config: RunConfig,
     items: Items,
     *,
-    evolved: bool,
+    trained: bool,
     sampling: Mapping[str, Any],
     judge: str | Mapping[str, str] | None,
     packages: Sequence[str] = (),
@@ -73,7 +73,7 @@ def make_protocol(
         backbone: the model.
         config: what it was loaded with; its weights, backbone options and seed are recorded.
         items: what was scored or drawn.
-        evolved: whether role adapters were on; their digests are recorded.
+        trained: whether role adapters were on; their digests are recorded.
         sampling: how answers or images were sampled, as far as the caller decides it.
         judge: who or what scored; None if that comes later, in another environment.
         packages: whose versions are recorded too.
@@ -98,19 +98,19 @@ def make_protocol(
             "python": platform.python_version(),
             **{p: _version(p) for p in ("asg-core", *PACKAGES, *packages)},
         },
-        "adapters": adapter_digests(backbone) if evolved else None,
+        "adapters": adapter_digests(backbone) if trained else None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def evaluation_protocol(
-    backbone: Backbone, config: RunConfig, items: Sequence[EvalItem], *, evolved: bool, limit: int | None = None
+    backbone: Backbone, config: RunConfig, items: Sequence[EvalItem], *, trained: bool, limit: int | None = None
 ) -> Protocol:
     """The protocol of a score by the backbone's own evaluation, which decides sampling and judges by itself."""
     target = str(backbone.manifest.evaluation)
     identities = json.dumps(sorted((item.section, item.category, item.key) for item in items))
     scored = Items(target, digest_of([identities.encode()]), len(items), limit)
-    return make_protocol(backbone, config, scored, evolved=evolved, sampling={"suite": target}, judge=target)
+    return make_protocol(backbone, config, scored, trained=trained, sampling={"suite": target}, judge=target)
 
 
 def record_protocol(folder: Path, score: str, protocol: Protocol) -> None:

@@ -58,7 +58,7 @@ def read_score(path: Path, score: Literal["before", "after"] | None = None) -> S
 
     Args:
         path: folder or file.
-        score: which one of a folder; None takes the evolved model's where there is one, else the base model's.
+        score: which one of a folder; None takes the trained model's where there is one, else the base model's.
 
     Raises:
         RunFolderError: there is no such score. ProtocolError: it has no protocol, or one cannot be read.

@@ -18,7 +18,7 @@ from asg_core.method.prompts import SPEC_PROMPT, GateFailure, parse_spec
 from asg_core.method.records import GenerationItem
 
 
-def controlled(rewards: Sequence[Sequence[float]], control: Control, seed: int) -> list[list[float]]:
+def perturb_rewards(rewards: Sequence[Sequence[float]], control: Control, seed: int) -> list[list[float]]:
     """The rewards of several groups, as uniform noise in [0, 1) under "random_rewards"; under "shuffled_votes" dealt
     out again over all groups by a seeded permutation, which keeps their distribution and breaks their meaning; else as
     they are. Group sizes are kept."""
@@ -34,7 +34,7 @@ def controlled(rewards: Sequence[Sequence[float]], control: Control, seed: int) 
     return [[next(values) for _ in group] for group in rewards]
 
 
-def drawn_again(
+def self_drawn_images(
     backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int, first: int
 ) -> list[PoolImage]:
     """The images, each replaced by a drawing of what the Proposer wrote about it ("own_drawings").
@@ -62,7 +62,7 @@ def drawn_again(
     return [replace(source, image=drawing.image) for source, drawing in zip(images, drawings, strict=True)]
 
 
-def lessons(backbone: Backbone, item: GenerationItem, control: Control) -> list[tuple[ImageSample, float]]:
+def generator_targets(backbone: Backbone, item: GenerationItem, control: Control) -> list[tuple[ImageSample, float]]:
     """What the Generator learns from one prompt: its candidates with their weights or advantages; under
     "source_images" the source image alone, with the best candidate's reward as its weight.
 

@@ -150,8 +150,8 @@ class Vote:
         labels: the N canonical labels, in the order of the answers.
         shares: label to its share of the answers in (0, 1], majority first, then falling; sums to 1.
         majority: the largest cluster's label.
-        f: share of the majority.
-        margin: f minus the second largest share, in [0, 1]; 1 when all agree.
+        majority_share: f, share of the majority.
+        margin: m, f minus the second largest share, in [0, 1]; 1 when all agree.
         entropy: H_sc of the shares, nats, in [0, ln N]; exactly 0 when all agree.
         tied: whether several clusters are largest, so that the seed decided.
     """
@@ -159,7 +159,7 @@ class Vote:
     labels: tuple[str, ...]
     shares: dict[str, float]
     majority: str
-    f: float
+    majority_share: float
     margin: float
     entropy: float
     tied: bool

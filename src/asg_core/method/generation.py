@@ -27,7 +27,7 @@ from asg_core.backbones.interface import (
 from asg_core.config.schema import RunConfig
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.ablations import controlled
+from asg_core.method.ablations import perturb_rewards
 from asg_core.method.answers import canonical_label, same_answer, vote
 from asg_core.method.generation_rewards import (
     CandidateScores,
@@ -247,7 +247,7 @@ def _reward(items: Sequence[GenerationItem], backbone: Backbone, config: RunConf
         ]
         for item in items
     ]
-    groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "generator"))
+    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "generator"))
     regression = uses_regression(backbone, config)
     for item, rewards in zip(items, groups, strict=True):
         for c, reward in zip(item.candidates, rewards, strict=True):

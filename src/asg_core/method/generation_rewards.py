@@ -14,7 +14,7 @@ def reference_label(vote: Vote) -> str | None:
 
     A majority that is no answer ("" or "other") gives no reference either.
     """
-    return vote.majority if vote.f >= 2 / 3 and vote.majority not in NON_ANSWERS else None
+    return vote.majority if vote.majority_share >= 2 / 3 and vote.majority not in NON_ANSWERS else None
 
 
 def spec_quality(kept: Sequence[tuple[str, str]], raw_count: int) -> float:

@@ -18,13 +18,13 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Backbone, ImageSample, Role
 from asg_core.config.schema import RunConfig
 from asg_core.config.seeding import derive_seed
-from asg_core.method.ablations import lessons
+from asg_core.method.ablations import generator_targets
 from asg_core.method.generation import uses_regression
 from asg_core.method.policy import clipped_policy_terms
 from asg_core.method.records import GenerationItem
 from asg_core.method.replay import NoiseFloor, Replay
 from asg_core.method.updates import UpdateReport, batches_of, mean_of, weighted_mean
-from asg_core.training.optimizer import RoleOptimiser, StepResult
+from asg_core.training.optimizer import RoleOptimizer, StepResult
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class _Drawing:
 def update_generator(
     backbone: Backbone,
     items: Sequence[GenerationItem],
-    optimiser: RoleOptimiser,
+    optimizer: RoleOptimizer,
     config: RunConfig,
     step: int,
     at_once: int = 0,
@@ -50,7 +50,7 @@ def update_generator(
 ) -> UpdateReport:
     """One update of the Generator on its own candidates, never on the source image.
 
-    Regression takes one optimiser step, policy gradient ``policy.inner_steps``. Timestep and noise are shared by the
+    Regression takes one optimizer step, policy gradient ``policy.inner_steps``. Timestep and noise are shared by the
     candidates of one prompt. ``UpdateReport.kl`` is the mean penalty. Raises TrainingStopped, before anything moves,
     when the replayed log-probs of image tokens are not the sampled ones.
 
@@ -63,16 +63,16 @@ def update_generator(
     signal = [item for item in drawn if any(c.signal for c in item.candidates)]
     silent = 1 - len(signal) / len(drawn) if drawn else None
     dropped = sum(c.signal is None for item in drawn for c in item.candidates)
-    if not signal or optimiser.lr == 0:
+    if not signal or optimizer.lr == 0:
         return UpdateReport(StepResult(), None, dropped, silent)
     groups = []
     for i, item in enumerate(items):
         if item.mine and any(c.signal for c in item.candidates):
-            taught = lessons(backbone, item, config.control)
+            taught = generator_targets(backbone, item, config.control)
             groups.append([_Drawing(sample, weight, i, 1.0 / len(taught)) for sample, weight in taught])
     if at_once:
         groups = [[drawing] for group in groups for drawing in group]
-    batches = list(batches_of(groups, at_once or config.optimiser.groups_per_pass(len(groups))))
+    batches = list(batches_of(groups, at_once or config.optimizer.groups_per_pass(len(groups))))
     penalties: list[Tensor] = []
     replay = Replay(floor, config.policy.clip)
 
@@ -85,7 +85,7 @@ def update_generator(
     result = StepResult()
     for inner in range(1 if uses_regression(backbone, config) else config.policy.inner_steps):
         penalties.clear()
-        result = optimiser.step(losses(inner == 0), lambda: (*weighted_mean(penalties), *replay.sums))
+        result = optimizer.step(losses(inner == 0), lambda: (*weighted_mean(penalties), *replay.sums))
         if result.nonfinite:
             break
     return UpdateReport(result, mean_of(result.sums), dropped, silent, replay.settle(result.sums[2:]))

@@ -19,7 +19,7 @@ def self_consistency_reward(entropy: float) -> float:
 
 def unsolvable(vote: Vote) -> bool:
     """Whether no two of the N answers agree: f <= 1.5 / N."""
-    return vote.f <= 1.5 / len(vote.labels)
+    return vote.majority_share <= 1.5 / len(vote.labels)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def proposer_reward(vote: Vote, ste_percentile: float | None) -> ProposerReward:
     if ste_percentile is None:
         return ProposerReward(r_sc, None, r_sc, "scored")
     value = 0.70 * ste_percentile + 0.30 * r_sc
-    if vote.f >= 0.85 and ste_percentile < 0.5 and value > 0.20:
+    if vote.majority_share >= 0.85 and ste_percentile < 0.5 and value > 0.20:
         return ProposerReward(0.20, ste_percentile, r_sc, "agreed")
     return ProposerReward(value, ste_percentile, r_sc, "scored")
 
@@ -79,4 +79,4 @@ def solver_rewards(vote: Vote) -> list[float]:
 
 def solver_learns(vote: Vote, min_agreement: float) -> bool:
     """Whether the Solver learns from a question: min_agreement <= f < 1, solvable, and the majority is an answer."""
-    return min_agreement <= vote.f < 1.0 and not unsolvable(vote) and vote.majority not in NON_ANSWERS
+    return min_agreement <= vote.majority_share < 1.0 and not unsolvable(vote) and vote.majority not in NON_ANSWERS

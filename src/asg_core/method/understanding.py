@@ -19,7 +19,7 @@ from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampli
 from asg_core.config.schema import RunConfig
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.ablations import controlled
+from asg_core.method.ablations import perturb_rewards
 from asg_core.method.answers import canonical_label, vote
 from asg_core.method.policy import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, QUESTION_PROMPT, GateFailure, frame, parse_question
@@ -58,7 +58,7 @@ def understanding_step(
     processes = processes or Processes()
     items = []
     if images:
-        learning = config.optimiser.lr_proposer > 0 or config.optimiser.lr_solver > 0
+        learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
         base = [None] if learning else []  # an update needs it too, for its KL
         backbone.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER, *base])
         items = _ask(backbone, images, config, step, first)
@@ -144,7 +144,7 @@ def _reward_proposer(items: Sequence[UnderstandingItem], config: RunConfig, step
             if q.vote is not None:
                 q.scored = proposer_reward(q.vote, q.ste_percentile)
         groups.append([q.scored.value for q in item.questions if q.scored is not None])
-    groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "proposer"))
+    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "proposer"))
     for item, rewards in zip(items, groups, strict=True):
         for q, reward, advantage in zip(item.questions, rewards, over_finite(z_score, rewards), strict=True):
             q.reward, q.advantage = reward, advantage
@@ -153,7 +153,7 @@ def _reward_proposer(items: Sequence[UnderstandingItem], config: RunConfig, step
 def _reward_solver(questions: Sequence[Question], config: RunConfig, step: int, baseline: EmaBaseline) -> None:
     learning = [q for q in questions if q.vote is not None and solver_learns(q.vote, config.solve.min_agreement)]
     groups = [solver_rewards(q.vote) for q in learning if q.vote is not None]
-    groups = controlled(groups, config.control, derive_seed(config.seed, step, "control", "solver"))
+    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "solver"))
     match config.policy.solver_advantage:
         case "leave_one_out":
             advantages = [over_finite(leave_one_out, rewards) for rewards in groups]

@@ -23,7 +23,7 @@ from asg_core.config.schema import RunConfig
 from asg_core.method.policy import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.method.records import UnderstandingItem
 from asg_core.method.replay import Drift, NoiseFloor, Replay
-from asg_core.training.optimizer import RoleOptimiser, StepResult
+from asg_core.training.optimizer import RoleOptimizer, StepResult
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ as sampling does."""
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What one role's update did: the last optimiser step, the mean KL per token in nats, samples dropped, share of
+    """What one role's update did: the last optimizer step, the mean KL per token in nats, samples dropped, share of
     groups without signal (None if there was no group), how far replayed log-probs were from the sampled ones (None if
     nothing was sampled token by token)."""
 
@@ -69,7 +69,7 @@ def update_text_role(
     backbone: Backbone,
     role: Role,
     groups: Sequence[Sequence[tuple[TextSample, float]]],
-    optimiser: RoleOptimiser,
+    optimizer: RoleOptimizer,
     beta: AdaptiveKl,
     config: RunConfig,
     whole: Sequence[Sequence[tuple[TextSample, float]]] | None = None,
@@ -93,10 +93,10 @@ def update_text_role(
     informative = [group for group in everywhere if _teaches(group)]
     silent = 1 - len(informative) / len(everywhere) if everywhere else None
     tokens = sum(len(lesson.sample.token_ids) for group in informative for lesson in group)
-    if not informative or optimiser.lr == 0:
+    if not informative or optimizer.lr == 0:
         return UpdateReport(StepResult(), None, dropped, silent)
     signal = [group for group in _lessons(groups) if _teaches(group)]
-    batches = list(batches_of(signal, at_once or config.optimiser.groups_per_pass(len(signal))))
+    batches = list(batches_of(signal, at_once or config.optimizer.groups_per_pass(len(signal))))
     kls: list[Tensor] = []
     replay = Replay(floor, config.policy.clip)
 
@@ -109,7 +109,7 @@ def update_text_role(
     result = StepResult()
     for inner in range(config.policy.inner_steps):
         kls.clear()
-        result = optimiser.step(losses(inner == 0), lambda: (*weighted_mean(kls), *replay.sums))
+        result = optimizer.step(losses(inner == 0), lambda: (*weighted_mean(kls), *replay.sums))
         if result.nonfinite:
             break
     kl = mean_of(result.sums)

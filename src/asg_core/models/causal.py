@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from asg_core.backbones.devices import avoid_cudnn_attention, sum_in_float32
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings, TokenLogits
 from asg_core.backbones.options import BackboneOptions
-from asg_core.models.decoding import CausalModel, CompiledDecode, OneWordEmbedding, sample_text, token_logits
+from asg_core.models.decoding import CausalModel, CompiledDecode, PromptEmbedding, sample_text, token_logits
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import plant
+from asg_core.models.decoding.prefix_tree import prefill_roots
 from asg_core.models.lora import RoleAdapters
 
 
@@ -50,7 +50,7 @@ class CausalBackbone(Backbone):
         self.checkpoint_layers = checkpoint_layers
         self.compiled = CompiledDecode(text) if options and options.compile_decode else None
         self._prefixes = PrefixCache(adapters.version)
-        self._embedding = OneWordEmbedding(text, adapters)
+        self._embedding = PromptEmbedding(text, adapters)
 
     def ask(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
@@ -79,7 +79,7 @@ class CausalBackbone(Backbone):
             return
         segments = self.text.prefixes(distinct)
         with self.adapters.use_rows([role for role in lacking for _ in distinct]):
-            rows = plant(self.text, segments * len(lacking))
+            rows = prefill_roots(self.text, segments * len(lacking))
         for place, role in enumerate(lacking):
             with self.adapters.use(role):
                 self._prefixes.keep(distinct, rows, place * len(distinct))

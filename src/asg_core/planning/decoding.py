@@ -46,23 +46,23 @@ def decoding_bytes(shape: ModelShape, call: TextCall) -> int:
 
 
 def compiled_decoding_bytes(shape: ModelShape, call: TextCall) -> int:
-    """The same where samples are decoded in a room, which is not among it: prompts are let go as it is filled."""
+    """The same where samples are decoded in static slots, not counted here: prompts are let go as they are filled."""
     rows, length = _room(call)
     return max(
         _reading_bytes(shape, call), logits_bytes(shape, call.rows), shape.trunk.forward_bytes(rows, 1, length - 1)
     )
 
 
-def room_bytes(shape: ModelShape, call: TextCall) -> int:
+def slot_bytes(shape: ModelShape, call: TextCall) -> int:
     """Keys and values of the rows and positions that compiled passes of this call run over; they stay allocated."""
     rows, length = _room(call)
     return shape.trunk.kv_bytes * rows * length
 
 
 def _room(call: TextCall) -> tuple[int, int]:
-    from asg_core.models.decoding.compiled import room_size  # brings torch, without which most plans do
+    from asg_core.models.decoding.compiled import slots_size  # brings torch, without which most plans do
 
-    return room_size(call.rows, call.prefix + call.prompt + call.new)
+    return slots_size(call.rows, call.prefix + call.prompt + call.new)
 
 
 def _reading_bytes(shape: ModelShape, call: TextCall) -> int:

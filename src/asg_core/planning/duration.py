@@ -110,7 +110,7 @@ def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, 
     again = config.gradient_checkpointing
     asked, framed = work.image + work.question, work.image + work.framed
     answers = n + (config.ste.reduce != "off")  # the greedy one, for STE, is a row more
-    learning = config.optimiser.lr_proposer > 0 or config.optimiser.lr_solver > 0
+    learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
     phases = [
         count.see("vision tower", size, images),
         count.prefill("image prefix, all policies", (2 + learning) * images, work.image, 0),
@@ -119,12 +119,12 @@ def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, 
         count.prefill("solve, prompts", images * k * n, work.framed, work.image),
         count.decode("solve, decode", images * k * answers, framed, solve),
     ]
-    if config.optimiser.lr_proposer:
+    if config.optimizer.lr_proposer:
         rows, shared = images * k, shape.trunk.reads_once(k)
         phases.append(
             count.update("update Proposer", images, work.image, rows, work.question, ask, shared=shared, again=again)
         )
-    if config.optimiser.lr_solver:
+    if config.optimizer.lr_solver:
         rows = images * k * n
         phases.append(
             count.update("update Solver", images, work.image, rows, work.framed, solve, shared=False, again=again)
@@ -167,7 +167,7 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
         count.decode("judge, longer rows", drawn * longer, work.drawn + judged + both, abs(answer - caption)),
         count.prefill("embed", drawn, work.drawn, 0),
     ]
-    if config.optimiser.lr_generator:
+    if config.optimizer.lr_generator:
         passes = UPDATE_PASSES + (config.gradient_checkpointing and drawing.loss_recomputed)
         of_one = passes * drawing.loss_flops + (ATTENTION_BACKWARD - 1) * drawing.loss_attention_flops
         flops = drawn * of_one + images * drawing.loss_prompt_flops

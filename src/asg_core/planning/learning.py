@@ -16,7 +16,7 @@ def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images
     """The update of the Proposer or the Solver from ``images`` images; 0 if the role does not learn."""
     if rates(config)[role] == 0:
         return 0
-    k, settings = config.ask.questions_per_image, config.optimiser
+    k, settings = config.ask.questions_per_image, config.optimizer
     if role is Role.PROPOSER:
         groups, new = settings.groups_per_pass(images), config.ask.max_new_tokens
         shared, own = (work.question, 0) if shape.trunk.reads_once(k) else (0, work.question)
@@ -33,7 +33,7 @@ def generator_bytes(shape: ModelShape, config: RunConfig, drawing: Drawing, imag
     """The update of the Generator from the candidates of ``images`` prompts; 0 if it does not learn."""
     if rates(config)[Role.GENERATOR] == 0:
         return 0
-    again, prompts = config.gradient_checkpointing, config.optimiser.groups_per_pass(images)
+    again, prompts = config.gradient_checkpointing, config.optimizer.groups_per_pass(images)
     of_a_prompt = drawing.loss * config.generate.candidates
     in_a_pass = of_a_prompt if drawing.loss_by_prompt else of_a_prompt * prompts
     kept = (of_a_prompt * prompts).kept(again)

@@ -15,7 +15,7 @@ from asg_core.planning.decoding import (
     compiled_decoding_bytes,
     decoding_bytes,
     prompt_cache_bytes,
-    room_bytes,
+    slot_bytes,
 )
 from asg_core.planning.learning import generator_bytes, text_role_bytes
 from asg_core.planning.shape import ModelShape
@@ -32,9 +32,9 @@ class StepMemory:
     Attributes:
         weights: frozen base.
         adapters: all roles, float32, and over a 16-bit base as much again for what it computes with.
-        optimiser: two float32 moments of every role that learns, as after the first update of each.
+        optimizer: two float32 moments of every role that learns, as after the first update of each.
         prefixes: kept keys and values of images, and what the vision tower made of them.
-        rooms: where ``compile_decode`` is on, fixed places of samples, as many as the largest call needs.
+        slots: where ``compile_decode`` is on, fixed places of samples, as many as the largest call needs.
         reading: while images are read, under several policies side by side.
         decoding: while questions, answers or captions are sampled: keys and values of prompts and growing rows, and the
             pass that reads the prompts or the logits that tokens are drawn from.
@@ -44,9 +44,9 @@ class StepMemory:
 
     weights: int
     adapters: int
-    optimiser: int
+    optimizer: int
     prefixes: int
-    rooms: int
+    slots: int
     reading: int
     decoding: int
     drawing: int
@@ -55,7 +55,7 @@ class StepMemory:
     @property
     def peak(self) -> int:
         """What is always there, and the largest of what comes one after the other."""
-        always = self.weights + self.adapters + self.optimiser + self.prefixes + self.rooms
+        always = self.weights + self.adapters + self.optimizer + self.prefixes + self.slots
         return always + max(self.reading, self.decoding, self.drawing, self.learning)
 
 
@@ -122,17 +122,17 @@ def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
     return {
         "weights": shape.weight_bytes,
         "adapters": (4 if shape.trunk.itemsize == 4 else 8) * sum(shape.adapters.values()),
-        "optimiser": 8 * sum(learning),
+        "optimizer": 8 * sum(learning),
     }
 
 
 def _decoding(shape: ModelShape, config: RunConfig, *calls: TextCall) -> dict[str, int]:
     if config.backbone_options.get("compile_decode"):
         return {
-            "rooms": max(room_bytes(shape, call) for call in calls),
+            "slots": max(slot_bytes(shape, call) for call in calls),
             "decoding": max(compiled_decoding_bytes(shape, call) for call in calls),
         }
-    return {"rooms": 0, "decoding": max(decoding_bytes(shape, call) for call in calls)}
+    return {"slots": 0, "decoding": max(decoding_bytes(shape, call) for call in calls)}
 
 
 def _prefix_bytes(shape: ModelShape, images: int, tokens: int, policies: int) -> int:

@@ -61,7 +61,7 @@ def logits_bytes(shape: ModelShape, tokens: int) -> int:
 
 def rates(config: RunConfig) -> dict[Role, float]:
     """Learning rate of each role; a role with rate 0 neither learns nor has moments."""
-    settings = config.optimiser
+    settings = config.optimizer
     return {
         Role.PROPOSER: settings.lr_proposer,
         Role.SOLVER: settings.lr_solver,

@@ -1,4 +1,4 @@
-"""Loading the base model, or the evolved model of a run, from ``key=value`` words."""
+"""Loading the base model, or the trained model of a run, from ``key=value`` words."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A loaded backbone and the settings it was loaded with; ``evolved`` if role adapters of a run were loaded."""
+    """A loaded backbone and the settings it was loaded with; ``trained`` if role adapters of a run were loaded."""
 
     backbone: Backbone
     config: RunConfig
-    evolved: bool
+    trained: bool
 
     def role(self, role: Role) -> Role | None:
         """``role`` where the run's adapters are loaded, None (the base policy) where not."""
-        return role if self.evolved else None
+        return role if self.trained else None
 
 
 def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:

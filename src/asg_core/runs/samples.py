@@ -61,7 +61,7 @@ def _question(q: Question) -> dict[str, Any]:
         "votes": dict(vote.shares) if vote else None,
         "majority": vote.majority if vote else None,
         "tied": vote.tied if vote else None,
-        "f": vote.f if vote else None,
+        "f": vote.majority_share if vote else None,
         "margin": vote.margin if vote else None,
         "h_sc": vote.entropy if vote else None,
         "greedy": q.greedy.text if q.greedy else None,

@@ -59,15 +59,15 @@ class BackboneCosts:
                 "ask": {"max_new_tokens": 12, "spec_max_new_tokens": 16},
                 "solve": {"max_new_tokens": 4, "caption_max_new_tokens": 6},
                 "generate": {"candidates": self.candidates},
-                "optimiser": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
+                "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3, "lr_generator": 1e-3},
             }
         )
 
     def test_an_understanding_step_stays_below_its_bars(self) -> None:
-        """See :func:`asg_core.testing.counting.excess`; and each role learns in one optimiser step."""
+        """See :func:`asg_core.testing.counting.excess`; and each role learns in one optimizer step."""
         step = self.understood()
         assert excess(step, language=self.language, vision=self.vision) == []
-        assert step.costs.backwards == step.costs.optimiser_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
+        assert step.costs.backwards == step.costs.optimizer_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}
 
     def test_each_picture_is_seen_once(self) -> None:
         """Those a step starts from and those that it draws. A tower that packs pictures into one row shows only that it
@@ -92,4 +92,4 @@ class BackboneCosts:
         step = self.drawn()
         assert excess(step, language=self.language, vision=self.vision) == []
         assert step.prefills[0][0] == 2 * len(self.images)
-        assert step.costs.backwards == step.costs.optimiser_steps == {Role.GENERATOR: 1}
+        assert step.costs.backwards == step.costs.optimizer_steps == {Role.GENERATOR: 1}

@@ -32,9 +32,9 @@ from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.models.causal import CausalBackbone
 from asg_core.models.lora import RoleAdapters
-from asg_core.testing.legible import legible
 from asg_core.testing.operations import Operations, watched
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.testing.scripted_text import scripted_text
+from asg_core.training.optimizer import RoleOptimizer
 from asg_core.training.profiler import Costs, counted
 
 MAX_VOCABULARY_ROWS = 128
@@ -72,7 +72,7 @@ class CountedStep:
 
 
 def understanding(backbone: CausalBackbone, images: Sequence[Image], config: RunConfig) -> CountedStep:
-    """Run one understanding step with both updates; completions are made :func:`legible`."""
+    """Run one understanding step with both updates; completions are made :func:`scripted_text`."""
     with _counting(backbone, config) as step:
         pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
         items = understanding_step(backbone, pool, config, 1, RollingPercentile(), EmaBaseline())
@@ -80,19 +80,19 @@ def understanding(backbone: CausalBackbone, images: Sequence[Image], config: Run
         for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
             beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
             step.reports[role] = update_text_role(
-                backbone, role, groups, _optimiser(backbone, role, config), beta, config
+                backbone, role, groups, _optimizer(backbone, role, config), beta, config
             )
     return step
 
 
 def generation(backbone: CausalBackbone, images: Sequence[Image], config: RunConfig) -> CountedStep:
-    """Run one generation step with the Generator's update; completions are made :func:`legible`."""
+    """Run one generation step with the Generator's update; completions are made :func:`scripted_text`."""
     with _counting(backbone, config) as step:
         pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
         items = generation_step(backbone, pool, config, 1)
         step.items = items
-        optimiser = _optimiser(backbone, Role.GENERATOR, config)
-        step.reports[Role.GENERATOR] = update_generator(backbone, items, optimiser, config, 1)
+        optimizer = _optimizer(backbone, Role.GENERATOR, config)
+        step.reports[Role.GENERATOR] = update_generator(backbone, items, optimizer, config, 1)
     return step
 
 
@@ -112,9 +112,9 @@ def excess(step: CountedStep, *, language: str, vision: str) -> list[str]:
     if operations.rows > MAX_VOCABULARY_ROWS:
         found.append(f"a tensor as wide as the vocabulary has {operations.rows} rows")
     for role, report in step.reports.items():
-        backwards, moves = costs.backwards[role], costs.optimiser_steps[role]
+        backwards, moves = costs.backwards[role], costs.optimizer_steps[role]
         if report.step.applied and (backwards, moves) != (1, 1):
-            found.append(f"{role.value}: {backwards} backward passes and {moves} optimiser steps")
+            found.append(f"{role.value}: {backwards} backward passes and {moves} optimizer steps")
     understands = isinstance(next(iter(step.items)), UnderstandingItem)
     # candidates are new images, which the Solver looks at once; drawing and embedding look at what they need
     looks, most = costs.network(vision, "prefill", "ask", "solve", "score", "update").passes, 1 if understands else 2
@@ -129,7 +129,7 @@ def excess(step: CountedStep, *, language: str, vision: str) -> list[str]:
         passes = costs.network(language, phase).passes
         if operations.syncs_in(phase) > SYNCS_PER_PASS * passes:
             found.append(f"{phase}: {operations.syncs_in(phase)} synchronisations in {passes} passes")
-    updates = sum(costs.optimiser_steps.values())
+    updates = sum(costs.optimizer_steps.values())
     if operations.syncs_in("update") > SYNCS_PER_UPDATE * updates:
         found.append(f"{operations.syncs_in('update')} synchronisations in {updates} updates: {operations.syncs}")
     return found
@@ -150,7 +150,7 @@ def _counting(backbone: CausalBackbone, config: RunConfig) -> Iterator[CountedSt
 
     wasted: Counter[str] = Counter()
     with (
-        legible(backbone),
+        scripted_text(backbone),
         patch.object(backbone.text, "forward", noted),
         _hot_loop(wasted),
         counted(backbone) as costs,
@@ -180,12 +180,12 @@ def _hot_loop(wasted: Counter[str]) -> Iterator[None]:
         yield
 
 
-def _optimiser(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimiser:
-    settings = config.optimiser
+def _optimizer(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimizer:
+    settings = config.optimizer
     lr = {"proposer": settings.lr_proposer, "solver": settings.lr_solver, "generator": settings.lr_generator}[
         role.value
     ]
     parameters = backbone.trainable(role)
-    return RoleOptimiser(
+    return RoleOptimizer(
         parameters, lr, settings.weight_decay, settings.max_grad_norm, Accelerator(cpu=backbone.device.type == "cpu")
     )

@@ -25,7 +25,7 @@ class Operations:
     Attributes:
         syncs: by phase and name, calls that make the host wait where the model is on an accelerator: values read from
             tensors, boolean indices, tensors built from Python numbers on a named device, and on an accelerator
-            blocking copies to or from it. An optimiser's reading of its own step counts, which are on the CPU, is not.
+            blocking copies to or from it. An optimizer's reading of its own step counts, which are on the CPU, is not.
         rows: largest number of rows of a tensor whose last axis is as wide as the vocabulary.
     """
 

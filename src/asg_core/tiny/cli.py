@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = verbs.add_parser("pretrain", help="make a base model from nothing (about 10 minutes on one CPU thread)")
     pretrain.add_argument("--out", type=Path, required=True, help="folder for base.safetensors; use it as weights=")
     pretrain.add_argument("--seed", type=int, default=0, help="of initialisation, examples and noise (default 0)")
-    pretrain.add_argument("--steps", type=int, default=None, help="optimiser steps (default: as shipped)")
+    pretrain.add_argument("--steps", type=int, default=None, help="optimizer steps (default: as shipped)")
     table = verbs.add_parser("table", help="accuracy per framing and of the vote, drawing score per temperature")
     table.add_argument("--weights", type=Path, default=None, help="folder with base.safetensors (default: as shipped)")
     table.add_argument("--seed", type=int, default=0, help="of the evaluation items (default 0)")

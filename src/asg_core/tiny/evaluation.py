@@ -117,7 +117,7 @@ def _understanding(
         for scene, question in batch:
             image = photograph(scene, noise)
             asked += [TextRequest(frame(question.text, framing), image, 0) for framing in framings]
-        role = Role.SOLVER if request.evolved else None
+        role = Role.SOLVER if request.trained else None
         answers = request.backbone.solve(asked, TextSampling(ANSWER_TOKENS, temperature=0.0), role=role)
         for index, (_, question) in enumerate(batch):
             own = answers[index * len(framings) : (index + 1) * len(framings)]
@@ -146,7 +146,7 @@ def _drawn(
             ImageRequest(task.prompt, derive_seed(request.seed, "tiny", "evaluation", split, start + index))
             for index, task in enumerate(batch)
         ]
-        role = Role.GENERATOR if request.evolved else None
+        role = Role.GENERATOR if request.trained else None
         drawn = request.backbone.generate(requests, ImageSampling("quality", temperature), role=role)
         scores += [float(task.fulfilled(read_scene(sample.image))) for task, sample in zip(batch, drawn, strict=True)]
         advance(len(batch))

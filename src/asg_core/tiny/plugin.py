@@ -14,7 +14,7 @@ _DEFAULTS: dict[str, Any] = {
     "solve": {"max_new_tokens": 4, "caption_max_new_tokens": 20},
     "generate": {"prompts_per_step": 12, "candidates": 6, "fidelity": "probability"},
     "policy": {"kl_target": 0.1},
-    "optimiser": {"lr_proposer": 2e-5, "lr_solver": 1e-4, "lr_generator": 5e-4},
+    "optimizer": {"lr_proposer": 2e-5, "lr_solver": 1e-4, "lr_generator": 5e-4},
 }
 _COMMON: dict[str, Any] = {
     "licence": "Apache-2.0",

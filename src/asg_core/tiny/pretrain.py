@@ -35,7 +35,7 @@ class PretrainSettings:
 
     Attributes:
         seed: of initialisation, examples and noise.
-        steps: optimiser steps.
+        steps: optimizer steps.
         pictures: pictures with text tasks per step.
         drawings: captions to draw per step.
         lr: peak rate of AdamW; 5 % warm-up, cosine to 2 %.
@@ -81,7 +81,7 @@ def pretrain(
         matrices, lr=settings.lr_matrices, weight_decay=0.05, ns_steps=4, adjust_lr_fn="match_rms_adamw"
     )
     adamw = torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    optimisers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, settings.lr), (muon, settings.lr_matrices)]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [(adamw, settings.lr), (muon, settings.lr_matrices)]
     warmup = max(1, settings.steps // 20)
     for step in range(settings.steps):
         course = min(1.0, (step + 1) / warmup) * (0.51 + 0.49 * math.cos(math.pi * step / settings.steps))
@@ -91,9 +91,9 @@ def pretrain(
         model.zero_grad()
         torch.autograd.backward(torch.stack([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()]).sum())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser, peak in optimisers:
-            optimiser.param_groups[0]["lr"] = peak * course
-            optimiser.step()
+        for optimizer, peak in optimizers:
+            optimizer.param_groups[0]["lr"] = peak * course
+            optimizer.step()
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == settings.steps:
             report(step + 1, {name: float(loss.detach()) for name, loss in losses.items()})
     return model.eval().requires_grad_(False)

@@ -29,7 +29,7 @@ def understanding_metrics(items: Sequence[UnderstandingItem]) -> dict[str, Any]:
         "reward_proposer": mean(q.reward for q in questions),
         "reward_solver": mean(a.reward for q in asked for a in q.answers),
         "h_sc": mean(v.entropy for v in votes),
-        "majority_share": mean(v.f for v in votes),
+        "majority_share": mean(v.majority_share for v in votes),
         "ste_raw": mean(q.ste for q in asked),
         "ste_percentile": mean(q.ste_percentile for q in asked),
         "distinct_question_share": len({q.text for q in asked}) / len(asked) if asked else None,

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, hashed, written aside and renamed. Never pickle.
 
-``checkpoints/step-000025/`` holds ``adapters/<role>/`` (PEFT files), ``optimiser-<role>.safetensors`` (AdamW moments),
+``checkpoints/step-000025/`` holds ``adapters/<role>/`` (PEFT files), ``optimizer-<role>.safetensors`` (AdamW moments),
 ``random.safetensors`` (generator states of torch), ``state.json`` (everything else), and ``manifest.json`` with the
 sha256 of each file. A step counts only if its manifest is complete and every hash fits; what counts is never touched
 again before ``KEEP`` newer steps count too.
@@ -27,7 +27,7 @@ from torch import Tensor
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import CheckpointError, RunFolderError, WeightsError
 from asg_core.runs.folder import fsync_path
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 from asg_core.training.rng import random_state, set_random_state
 
 SCHEMA = 1
@@ -52,7 +52,7 @@ _MISFITS = (
 
 
 def save_checkpoint(
-    folder: Path, step: int, backbone: Backbone, optimisers: Mapping[Role, RoleOptimiser], state: Mapping[str, Any]
+    folder: Path, step: int, backbone: Backbone, optimizers: Mapping[Role, RoleOptimizer], state: Mapping[str, Any]
 ) -> Path:
     """Write the checkpoint of ``step`` below ``folder``; older ones beyond ``KEEP`` good ones are removed afterwards.
 
@@ -68,7 +68,7 @@ def save_checkpoint(
     try:
         for left in folder.glob(".tmp-step-*"):
             shutil.rmtree(left, ignore_errors=True)
-        _write(temporary, step, backbone, optimisers, state)
+        _write(temporary, step, backbone, optimizers, state)
         if final.is_symlink() or final.is_file():
             final.unlink()
         elif final.exists():  # damaged
@@ -88,13 +88,13 @@ def save_checkpoint(
 
 
 def _write(
-    folder: Path, step: int, backbone: Backbone, optimisers: Mapping[Role, RoleOptimiser], state: Mapping[str, Any]
+    folder: Path, step: int, backbone: Backbone, optimizers: Mapping[Role, RoleOptimizer], state: Mapping[str, Any]
 ) -> None:
     folder.mkdir(parents=True)
-    for role, optimiser in optimisers.items():
+    for role, optimizer in optimizers.items():
         backbone.save_role(role, folder / "adapters" / role.value)
         save_file(
-            {k: v.contiguous() for k, v in optimiser.state().items()}, folder / f"optimiser-{role.value}.safetensors"
+            {k: v.contiguous() for k, v in optimizer.state().items()}, folder / f"optimizer-{role.value}.safetensors"
         )
     tensors, scalars = random_state()
     save_file(tensors, folder / "random.safetensors")
@@ -142,7 +142,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     hashes = manifest.get("sha256")
     if not isinstance(hashes, dict) or manifest.get("step") != step_of(checkpoint):
         raise _damaged(checkpoint, "manifest.json does not list the files of this step")
-    needed = {"state.json", "random.safetensors", *(f"optimiser-{role.value}.safetensors" for role in Role)}
+    needed = {"state.json", "random.safetensors", *(f"optimizer-{role.value}.safetensors" for role in Role)}
     for name in sorted(hashes.keys() | needed):
         if name not in found or name not in hashes:
             raise _damaged(checkpoint, f"{_short(name)} is missing")
@@ -199,20 +199,20 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def restore(checkpoint: Path, backbone: Backbone, optimisers: Mapping[Role, RoleOptimiser]) -> None:
+def restore(checkpoint: Path, backbone: Backbone, optimizers: Mapping[Role, RoleOptimizer]) -> None:
     """Load adapters and moments exactly as they were saved. Raises CheckpointError if they are not of this model."""
     with fitting(str(checkpoint)):
-        for role, optimiser in optimisers.items():
+        for role, optimizer in optimizers.items():
             backbone.load_role(role, checkpoint / "adapters" / role.value)
-            moments = load_file(checkpoint / f"optimiser-{role.value}.safetensors")
-            _check_moments(moments, optimiser)
-            optimiser.restore(moments)
+            moments = load_file(checkpoint / f"optimizer-{role.value}.safetensors")
+            _check_moments(moments, optimizer)
+            optimizer.restore(moments)
 
 
-def _check_moments(moments: Mapping[str, Tensor], optimiser: RoleOptimiser) -> None:
+def _check_moments(moments: Mapping[str, Tensor], optimizer: RoleOptimizer) -> None:
     for full, value in moments.items():
         name, _, key = full.rpartition(".")
-        weight = optimiser.parameters[name].shape
+        weight = optimizer.parameters[name].shape
         expected = {"step": torch.Size(()), "exp_avg": weight, "exp_avg_sq": weight}[key]
         if value.shape != expected or value.dtype != torch.float32:
             raise ValueError(f"{full} is {value.dtype} {tuple(value.shape)}, not float32 {tuple(expected)}")

@@ -1,4 +1,4 @@
-"""A step with fewer of its images in memory at once: ``optimiser.micro_batch=auto``, once memory has run out.
+"""A step with fewer of its images in memory at once: ``optimizer.micro_batch=auto``, once memory has run out.
 
 A batch equals its singles and a seed belongs to a sample, so portions change no result beyond float rounding. That tips
 hardly a token in float32; in bfloat16 it tips some, and results are the same in distribution only. Portions cost time:
@@ -26,9 +26,9 @@ from asg_core.backbones.interface import (
     TextSampling,
     TextSamplings,
     TokenLogits,
-    one_each,
+    broadcast_sampling,
 )
-from asg_core.backbones.proxy import WrappedBackbone
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.config.schema import RunConfig
 from asg_core.method.records import Kind
 
@@ -49,12 +49,12 @@ def checked_sizes(values: Mapping[str, Any]) -> dict[Kind, int]:
     return {kinds[name]: value for name, value in values.items()}
 
 
-def in_portions(backbone: Backbone, at_once: int) -> Backbone:
-    """``backbone`` itself if ``at_once`` is 0, else :class:`InPortions` of it."""
-    return InPortions(backbone, at_once) if at_once else backbone
+def in_chunks(backbone: Backbone, at_once: int) -> Backbone:
+    """``backbone`` itself if ``at_once`` is 0, else :class:`Chunked` of it."""
+    return Chunked(backbone, at_once) if at_once else backbone
 
 
-class InPortions(WrappedBackbone):
+class Chunked(BackboneProxy):
     """``backbone``, whose calls see at most ``at_once`` distinct images, drawings or texts at a time; results in order.
 
     What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each portion gets
@@ -89,7 +89,7 @@ class InPortions(WrappedBackbone):
         sampling: TextSamplings,
         role: Role | None,
     ) -> list[TextSample]:
-        each = one_each(sampling, len(requests))
+        each = broadcast_sampling(sampling, len(requests))
         found: dict[int, TextSample] = {}
 
         def work(places: Sequence[int]) -> None:  # a function, so that its copies end with it

@@ -2,7 +2,7 @@
 
 Every process holds the frozen base and all adapters. The images of a step are dealt out; each process samples for its
 share, the records (text and numbers, no pixels) are gathered, and from there on every process computes the same
-rewards, advantages and metrics. Gradients are summed in ``optimiser``. docs/scaling.md has the launch lines.
+rewards, advantages and metrics. Gradients are summed in ``optimizer``. docs/scaling.md has the launch lines.
 
 Control messages are JSON over gloo, whatever the device; nothing is unpickled.
 """
@@ -53,7 +53,7 @@ def start_accelerator(device: str, trackers: Sequence[str], folder: Path) -> Acc
     """The Accelerator of this process, joined to the others that the launcher started.
 
     Precision, gradient accumulation and engines that a launcher's configuration may name are not used: adapters are
-    float32 over a frozen base, and ``optimiser.micro_batch`` accumulates.
+    float32 over a frozen base, and ``optimizer.micro_batch`` accumulates.
 
     Args:
         device: as ``resolve_device`` returns it; several processes take "cpu" or "cuda", one device each.

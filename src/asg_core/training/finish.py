@@ -51,8 +51,8 @@ class RunSummary:
     never_updated: tuple[Role, ...]
 
 
-def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
-    """Evaluate the base or the evolved model; None if the backbone has no evaluation. A stored "before" is reused.
+def evaluate(trainer: Trainer, *, trained: bool) -> list[EvalItem] | None:
+    """Evaluate the base or the trained model; None if the backbone has no evaluation. A stored "before" is reused.
 
     With several processes the first one does it and the others, which get None, go on to where they wait for it; where
     the base is sharded all of them do it.
@@ -61,16 +61,16 @@ def evaluate(trainer: Trainer, *, evolved: bool) -> list[EvalItem] | None:
     main = trainer.processes.is_main
     if target is None or not trainer.config.evaluate or not (main or trainer.processes.sharded):
         return None
-    file = trainer.folder.evaluation / ("after.json" if evolved else "before.json")
-    if not evolved and file.is_file():
+    file = trainer.folder.evaluation / ("after.json" if trained else "before.json")
+    if not trained and file.is_file():
         return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
-    with trainer.display.task("evaluating after" if evolved else "evaluating before") as progress:
-        request = EvaluationRequest(trainer.backbone, evolved, trainer.config.seed, None, progress)
+    with trainer.display.task("evaluating after" if trained else "evaluating before") as progress:
+        request = EvaluationRequest(trainer.backbone, trained, trainer.config.seed, None, progress)
         with memory_problems("the evaluation"):
             items: list[EvalItem] = resolve(target)(request)
     if main:
-        protocol = evaluation_protocol(trainer.backbone, trainer.config, items, evolved=evolved)
-        store(trainer.folder.evaluation, AFTER if evolved else BEFORE, items, protocol)
+        protocol = evaluation_protocol(trainer.backbone, trainer.config, items, trained=trained)
+        store(trainer.folder.evaluation, AFTER if trained else BEFORE, items, protocol)
     return items
 
 
@@ -110,10 +110,10 @@ def _never_updated(trainer: Trainer) -> tuple[Role, ...]:
     planned = kinds(trainer.config.steps, trainer.config.schedule)
     return tuple(
         role
-        for role, optimiser in trainer.optimisers.items()
+        for role, optimizer in trainer.optimizers.items()
         if ("generation" if role is Role.GENERATOR else "understanding") in planned
-        and optimiser.lr > 0
-        and not optimiser.has_stepped
+        and optimizer.lr > 0
+        and not optimizer.has_stepped
     )
 
 

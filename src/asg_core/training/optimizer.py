@@ -21,7 +21,7 @@ from asg_core.training.distributed import base_is_sharded, peers
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step did.
+    """What one optimizer step did.
 
     Attributes:
         loss: sum of the backward-passed losses, over all processes; None when nothing was to be done.
@@ -38,7 +38,7 @@ class StepResult:
     sums: tuple[float, ...] = ()
 
 
-class RoleOptimiser:
+class RoleOptimizer:
     """AdamW over one role's adapter parameters.
 
     Args:

@@ -42,11 +42,11 @@ def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
                 "its package is not installed",
                 f"pip install 'asg-core[{tracker}]'",
             )
-    if config.optimiser.micro_batch == "auto" and launched_processes() > 1:
+    if config.optimizer.micro_batch == "auto" and launched_processes() > 1:
         raise ConfigError(
-            f"optimiser.micro_batch=auto does not fit {launched_processes()} processes",
+            f"optimizer.micro_batch=auto does not fit {launched_processes()} processes",
             "one that runs out of memory cannot take a step again while the others wait in the middle of it",
-            "use a number, e.g. optimiser.micro_batch=1",
+            "use a number, e.g. optimizer.micro_batch=1",
         )
     if config.profile and getattr(validate_options(manifest, config.backbone_options), "compile_decode", False):
         raise ConfigError(

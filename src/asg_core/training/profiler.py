@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from asg_core.backbones.interface import Backbone, GenerationLoss, Role, TokenLogits, one_each
+from asg_core.backbones.interface import Backbone, GenerationLoss, Role, TokenLogits, broadcast_sampling
 from asg_core.errors import ConfigError
 from asg_core.models.causal import CausalBackbone
 from asg_core.runs.folder import write_json
@@ -34,7 +34,7 @@ from asg_core.runs.folder import write_json
 Phase = Literal["prefill", "ask", "solve", "score", "update", "generate", "embed", "core"]
 """prefill: image prefixes of several roles at once. ask and solve: sampled text, and greedy answers (STE) in the same
 batch. score: calls that are greedy throughout, and log-probs without gradients. update: from a differentiable score to
-the end of the optimiser step. core: everything outside the backbone, the method's own Python."""
+the end of the optimizer step. core: everything outside the backbone, the method's own Python."""
 
 
 @dataclass
@@ -66,14 +66,14 @@ class Costs:
         networks: by phase and network. A network is an outermost ``nn.ModuleList``, e.g. "language_model.layers", or a
             linear layer outside all of them, e.g. "lm_head".
         backwards: backward passes by role.
-        optimiser_steps: steps that moved weights, by role.
+        optimizer_steps: steps that moved weights, by role.
         phase: the one under way.
     """
 
     phases: dict[Phase, PhaseCost] = field(default_factory=dict)
     networks: dict[tuple[Phase, str], NetworkCost] = field(default_factory=dict)
     backwards: Counter[Role] = field(default_factory=Counter)
-    optimiser_steps: Counter[Role] = field(default_factory=Counter)
+    optimizer_steps: Counter[Role] = field(default_factory=Counter)
     phase: Phase = "core"
 
     def network(self, ending: str, *phases: Phase) -> NetworkCost:
@@ -115,7 +115,7 @@ class Costs:
                 for phase, cost in self.phases.items()
             },
             "backwards": {role.value: n for role, n in self.backwards.items()},
-            "optimiser_steps": {role.value: n for role, n in self.optimiser_steps.items()},
+            "optimizer_steps": {role.value: n for role, n in self.optimizer_steps.items()},
         }
 
 
@@ -235,7 +235,7 @@ class _Counter:
 
     def stepped(self, *_: object) -> None:
         if self.costs.phase == "update":
-            self.costs.optimiser_steps[self._role] += 1
+            self.costs.optimizer_steps[self._role] += 1
             self.enter("core")
 
     def passed(self, name: str, size: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ def _phase(name: str, given: Mapping[str, Any]) -> Phase:
         case "prefill" | "ask" | "generate" | "embed":
             return name
         case "solve":
-            each = one_each(given["sampling"], len(given["requests"]))
+            each = broadcast_sampling(given["sampling"], len(given["requests"]))
             return "score" if all(one.temperature == 0 for one in each) else "solve"
         case _:
             return "update" if torch.is_grad_enabled() else "score"

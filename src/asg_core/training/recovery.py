@@ -77,7 +77,7 @@ def _write(trainer: Trainer, streams: Sequence[dict[str, Any]] = ()) -> Checkpoi
     state = state_of(trainer) | {"random_of_others": list(streams)}
     try:
         checkpoint.save_checkpoint(
-            trainer.folder.checkpoints, trainer.step, trainer.backbone, trainer.optimisers, state
+            trainer.folder.checkpoints, trainer.step, trainer.backbone, trainer.optimizers, state
         )
     except CheckpointError as error:
         trainer.display.message(f"warning: {error}")
@@ -98,7 +98,7 @@ def resume(trainer: Trainer) -> None:
         found, state, errors = checkpoint.newest_good(folder)
         for error in errors:
             trainer.display.message(f"{error.what}: {error.why}; using {found.name}")
-        checkpoint.restore(found, trainer.backbone, trainer.optimisers)
+        checkpoint.restore(found, trainer.backbone, trainer.optimizers)
         _set_plain(trainer, state, str(found))
         _restore_random(trainer.processes.rank, found, state)
         trainer.step = state["step"]
@@ -132,7 +132,7 @@ def roll_back(trainer: Trainer, alarms: list[str]) -> int | None:
     if trainer.rolled_back_for or not checkpoint.steps(trainer.folder.checkpoints):
         return None
     found, state, _ = checkpoint.newest_good(trainer.folder.checkpoints)
-    checkpoint.restore(found, trainer.backbone, trainer.optimisers)
+    checkpoint.restore(found, trainer.backbone, trainer.optimizers)
     kept = state_of(trainer)
     goes_on = ("pool", "seconds", "images_at_once", "replay_floors")
     now = {key: kept[key] for key in goes_on} | {"monitor": {}, "nonfinite_in_a_row": 0}
@@ -145,16 +145,16 @@ def roll_back(trainer: Trainer, alarms: list[str]) -> int | None:
 def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Callable[[], T]) -> T:
     """What ``take`` returns, which takes a step that updates ``roles``.
 
-    If it fails, the state of the step before is put back, bit for bit, and saved. With ``optimiser.micro_batch=auto`` a
+    If it fails, the state of the step before is put back, bit for bit, and saved. With ``optimizer.micro_batch=auto`` a
     step that runs out of memory is first taken again, with half as many images at a time, until it works on one.
 
     Raises:
         OutOfMemory: names the settings that help. Any other error is passed on.
     """
     state, streams = state_of(trainer), random_state()
-    optimisers = [trainer.optimisers[role] for role in roles]
-    weights = [[p.detach().to("cpu", copy=True) for p in o.parameters.values()] for o in optimisers]
-    moments = [o.state() for o in optimisers]
+    optimizers = [trainer.optimizers[role] for role in roles]
+    weights = [[p.detach().to("cpu", copy=True) for p in o.parameters.values()] for o in optimizers]
+    moments = [o.state() for o in optimizers]
     while True:
         try:
             return take()
@@ -163,11 +163,11 @@ def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Call
                 if isinstance(trainer.backbone, CausalBackbone) and trainer.backbone.compiled is not None:
                     trainer.backbone.compiled.release()
                 _let_go(error)
-            for optimiser, old_weights, old_moments in zip(optimisers, weights, moments, strict=True):
+            for optimizer, old_weights, old_moments in zip(optimizers, weights, moments, strict=True):
                 with torch.no_grad():
-                    for parameter, before in zip(optimiser.parameters.values(), old_weights, strict=True):
+                    for parameter, before in zip(optimizer.parameters.values(), old_weights, strict=True):
                         parameter.copy_(before)
-                optimiser.restore(old_moments)
+                optimizer.restore(old_moments)
             _set_plain(trainer, state, "the step before")
             set_random_state(streams)
             fewer = _fewer(trainer, kind) if lacking else 0
@@ -175,7 +175,7 @@ def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Call
                 if trainer.processes.is_main:
                     _write(trainer)  # not together with the others: perhaps one of them is gone
                 if lacking:
-                    alone = trainer.config.optimiser.micro_batch == "auto"
+                    alone = trainer.config.optimizer.micro_batch == "auto"
                     raise out_of_memory(f"step {trainer.step + 1}", alone=alone) from error
                 raise
         trainer.images_at_once[kind] = state["images_at_once"][kind] = fewer
@@ -185,7 +185,7 @@ def whole_step(trainer: Trainer, kind: Kind, roles: Collection[Role], take: Call
 
 def _fewer(trainer: Trainer, kind: Kind) -> int:
     """Half as many images as a step of this kind works on at a time; 0 if that is one, or must not change."""
-    if trainer.config.optimiser.micro_batch != "auto":
+    if trainer.config.optimizer.micro_batch != "auto":
         return 0
     whole = images_in_step(kind, trainer.config)
     return min(trainer.images_at_once.get(kind, whole), whole) // 2
@@ -224,7 +224,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(where: str, *, alone: bool = False) -> OutOfMemory:
     """The one message about memory; ``alone``: it was worked on one image at a time."""
-    first = "" if alone else "optimiser.micro_batch=auto (1 with several processes), "
+    first = "" if alone else "optimizer.micro_batch=auto (1 with several processes), "
     knobs = ", ".join(IMAGE_KNOBS if alone else MEMORY_KNOBS)
     return OutOfMemory(
         f"out of memory in {where}" + (", with one image at a time" if alone else ""),
@@ -251,4 +251,4 @@ def _set_plain(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
         trainer.nonfinite_in_a_row = int(state["nonfinite_in_a_row"])
         trainer.seconds = checkpoint.finite(state["seconds"])
         sizes = checked_sizes(state.get("images_at_once", {}))  # not in checkpoints of the first versions
-        trainer.images_at_once = sizes if trainer.config.optimiser.micro_batch == "auto" else {}
+        trainer.images_at_once = sizes if trainer.config.optimizer.micro_batch == "auto" else {}

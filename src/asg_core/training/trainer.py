@@ -28,7 +28,7 @@ from asg_core.backbones.registry import find_manifest, load_backbone, resolve
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import ImagePool, PoolImage
 from asg_core.errors import CheckpointError, TrainingStopped
-from asg_core.method.ablations import drawn_again
+from asg_core.method.ablations import self_drawn_images
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
 from asg_core.method.policy import AdaptiveKl, EmaBaseline
@@ -44,12 +44,12 @@ from asg_core.runs.samples import write_samples
 from asg_core.training import recovery
 from asg_core.training.alarms import CollapseMonitor, generation_metrics, understanding_metrics, update_metrics
 from asg_core.training.checkpoint import check_free_space
-from asg_core.training.chunked import in_portions
+from asg_core.training.chunked import in_chunks
 from asg_core.training.consistency import described, state_digest
 from asg_core.training.distributed import Processes, launched_rank, start_accelerator
 from asg_core.training.finish import RunSummary, evaluate, finish_run
 from asg_core.training.fsdp import shard_base
-from asg_core.training.optimizer import RoleOptimiser
+from asg_core.training.optimizer import RoleOptimizer
 from asg_core.training.preflight import check_plan
 from asg_core.training.profiler import profiled
 from asg_core.training.schedule import step_kind
@@ -182,14 +182,14 @@ class Trainer:
         self.display.message(f"quarantined {file}: {why}")
 
     def _make_state(self) -> None:
-        config, settings = self.config, self.config.optimiser
+        config, settings = self.config, self.config.optimizer
         rates = {
             Role.PROPOSER: settings.lr_proposer,
             Role.SOLVER: settings.lr_solver,
             Role.GENERATOR: settings.lr_generator,
         }
-        self.optimisers = {
-            role: RoleOptimiser(
+        self.optimizers = {
+            role: RoleOptimizer(
                 self.backbone.trainable(role), lr, settings.weight_decay, settings.max_grad_norm, self.accelerator
             )
             for role, lr in rates.items()
@@ -212,7 +212,7 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _run(self) -> RunSummary:
-        before = evaluate(self, evolved=False)
+        before = evaluate(self, trained=False)
         stopped: TrainingStopped | None = None
         self._stepping = True
         try:
@@ -225,7 +225,7 @@ class Trainer:
         unsaved = self._save()
         self._stepping = False
         interrupted = self.processes.stopping and self.step < self.config.steps
-        after = None if interrupted or stopped else evaluate(self, evolved=True)
+        after = None if interrupted or stopped else evaluate(self, trained=True)
         summary = finish_run(self, before, after, interrupted or stopped is not None)
         if (problem := stopped or unsaved) is not None:
             raise problem
@@ -269,12 +269,12 @@ class Trainer:
         images = self.pool.take(count, self.processes)
         if self.config.control != "own_drawings":
             return images
-        return drawn_again(backbone, images, self.config, number, first)
+        return self_drawn_images(backbone, images, self.config, number, first)
 
     def _understanding(self, number: int) -> tuple[list[UnderstandingItem], dict[str, Any]]:
         config, first = self.config, self.processes.share(self.config.images_per_step).start
         at_once = self.images_at_once.get("understanding", 0)
-        backbone = in_portions(self.backbone, at_once)
+        backbone = in_chunks(self.backbone, at_once)
         images = self._take(backbone, config.images_per_step, first, number)
         items = understanding_step(backbone, images, config, number, self.window, self.baseline, self.processes, first)
         metrics = understanding_metrics(items)
@@ -285,7 +285,7 @@ class Trainer:
             beta = self.betas[role]
             own, whole = groups[role](mine), groups[role](items)
             report = update_text_role(
-                backbone, role, own, self.optimisers[role], beta, config, whole, at_once, self.floors[role]
+                backbone, role, own, self.optimizers[role], beta, config, whole, at_once, self.floors[role]
             )
             metrics |= update_metrics(role, report, kl=report.kl, beta=beta.beta)
             nonfinite += report.dropped + report.step.nonfinite
@@ -298,11 +298,11 @@ class Trainer:
         prompts = self.config.generate.prompts_per_step
         first = self.processes.share(prompts).start
         at_once = self.images_at_once.get("generation", 0)
-        backbone = in_portions(self.backbone, at_once)
+        backbone = in_chunks(self.backbone, at_once)
         images = self._take(backbone, prompts, first, number)
         items = generation_step(backbone, images, self.config, number, self.processes, first)
-        optimiser, floor = self.optimisers[Role.GENERATOR], self.floors[Role.GENERATOR]
-        report = update_generator(backbone, items, optimiser, self.config, number, at_once, floor)
+        optimizer, floor = self.optimizers[Role.GENERATOR], self.floors[Role.GENERATOR]
+        report = update_generator(backbone, items, optimizer, self.config, number, at_once, floor)
         tokens = self.manifest.capabilities.image_loss == "tokens"
         metrics = generation_metrics(items)
         metrics |= update_metrics(Role.GENERATOR, report, penalty=report.kl, kl=report.kl if tokens else None)
@@ -335,7 +335,7 @@ class Trainer:
 
     def _require_agreement(self, when: str) -> None:
         if self.processes.count > 1:
-            state = {"state after training so far": state_digest(self.optimisers, recovery.state_of(self))}
+            state = {"state after training so far": state_digest(self.optimizers, recovery.state_of(self))}
             self.processes.require_equal(described(self.config) | state, when)
 
     def _save(self) -> CheckpointError | None:

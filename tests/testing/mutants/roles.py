@@ -6,7 +6,7 @@ import torch
 
 from asg_core.backbones.interface import Role
 from asg_core.models.decoding import PrefixCache
-from asg_core.models.decoding.prefix_tree import plant
+from asg_core.models.decoding.prefix_tree import prefill_roots
 from asg_core.tiny.backbone import TinyBackbone
 
 from .registry import caught_by
@@ -44,7 +44,7 @@ class ReadsForOneRole(TinyBackbone):
     def prefill(self, images, roles):
         distinct = list({id(image): image for image in images}.values())
         with torch.no_grad(), self.adapters.use(roles[0]):
-            rows = plant(self.text, self.text.prefixes(distinct))
+            rows = prefill_roots(self.text, self.text.prefixes(distinct))
         for role in roles:
             with self.adapters.use(role):
                 self._prefixes.keep(distinct, rows)

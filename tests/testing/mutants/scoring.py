@@ -20,18 +20,18 @@ class DetachedPrefix(TinyBackbone):
 
     def token_logits(self, samples, role, **wanted):
         def detached(model, requests, kept=None):
-            rows, prompts, node_of = sprout(model, requests, kept)
+            rows, prompts, node_of = prefill_prompts(model, requests, kept)
             for layer in rows.cache.layers:
                 layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
                 layer.past = layer.keys, layer.values
             return rows, prompts, node_of
 
-        sprout = scoring.sprout
-        scoring.sprout = detached
+        prefill_prompts = scoring.prefill_prompts
+        scoring.prefill_prompts = detached
         try:
             return super().token_logits(samples, role, **wanted)
         finally:
-            scoring.sprout = sprout
+            scoring.prefill_prompts = prefill_prompts
 
 
 @caught_by("scoring.replay")

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_core.backbones.interface import Role, one_each
+from asg_core.backbones.interface import Role, broadcast_sampling
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.causal import TinyCausal
 
@@ -67,7 +67,7 @@ class OneSamplingForAll(TinyBackbone):
     """What the first request asked for is done to all."""
 
     def solve(self, requests, sampling, role=Role.SOLVER):
-        return super().solve(requests, one_each(sampling, len(requests))[0], role) if requests else []
+        return super().solve(requests, broadcast_sampling(sampling, len(requests))[0], role) if requests else []
 
 
 @caught_by("text.records")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asg_core.backbones.interface import ImageRequest, ImageSample, TextRequest, TextSample
-from asg_core.models.decoding import Segment, feed, join_segments, pick, plant, uniforms_of
+from asg_core.models.decoding import Segment, append_token, join_segments, pick, prefill_roots, uniforms_of
 from asg_janus.text import JanusText
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ class ImageTokens:
         if guidance > 1:
             owners += [owner + len(roots) for owner in owners]
             roots += [self.unconditional(root) for root in roots]
-        rows = plant(self, roots).fork(owners, growing=True)
+        rows = prefill_roots(self, roots).fork(owners, growing=True)
         uniforms = uniforms_of([request.seed for request in requests], self.length, rows.counter.device)
         codes: list[Tensor] = []
         logprobs: list[Tensor] = []
         for step in range(self.length):
             if step:
-                rows = feed(self, rows, codes[-1].repeat(len(owners) // len(requests)))
+                rows = append_token(self, rows, codes[-1].repeat(len(owners) // len(requests)))
             conditional, *rest = torch.split(self.head(rows.last), len(requests))
             guided = rest[0] + guidance * (conditional - rest[0]) if rest else conditional
             codes.append(pick((guided / temperature).log_softmax(-1), uniforms[:, step]))

@@ -15,7 +15,7 @@ MANIFEST = BackboneManifest(
     parity="asg_blip3o.parity:replay",
     plan="asg_blip3o.plan:plan",
     export="asg_blip3o.export:export",
-    defaults={"optimiser": {"lr_proposer": 1e-6, "lr_solver": 1e-6, "lr_generator": 5e-7}},
+    defaults={"optimizer": {"lr_proposer": 1e-6, "lr_solver": 1e-6, "lr_generator": 5e-7}},
 )
 
 

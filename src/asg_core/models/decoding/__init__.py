@@ -8,9 +8,9 @@ caching, sampling and scoring is here, once, for all backbones:
 * :func:`token_logits` scores stored samples over the same tree, differentiably: the shared prefix carries gradients;
 * :class:`CompiledDecode` lets :func:`sample_text` decode by compiled passes of fixed shapes;
 * :class:`ImageFeatureCache` keeps vision features, :class:`PrefixCache` prefilled prefixes, while the image lives;
-* :class:`OneWordEmbedding` compares pictures and texts by the model's own hidden states;
-* :func:`plant`, :func:`grow`, :func:`feed`, :func:`pick` are the steps of sampling, for decoders that do more per token
-  (guidance, image tokens);
+* :class:`PromptEmbedding` compares pictures and texts by the model's own hidden states;
+* :func:`prefill_roots`, :func:`prefill`, :func:`append_token`, :func:`pick` are the steps of sampling, for decoders
+  that do more per token (guidance, image tokens);
 * :class:`TransformersCausalModel` turns a stock transformers decoder into a :class:`CausalModel`.
 """
 
@@ -20,8 +20,8 @@ from asg_core.models.decoding.causal_model import CausalModel, Segment, join_seg
 from asg_core.models.decoding.compiled import CompiledDecode
 from asg_core.models.decoding.feature_cache import ImageFeatureCache
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import Rows, feed, grow, plant
-from asg_core.models.decoding.prompt_embedding import OneWordEmbedding
+from asg_core.models.decoding.prefix_tree import Rows, append_token, prefill, prefill_roots
+from asg_core.models.decoding.prompt_embedding import PromptEmbedding
 from asg_core.models.decoding.sampling import pick, sample_text, uniforms_of
 from asg_core.models.decoding.scoring import recomputed, token_logits
 from asg_core.models.decoding.transformers_model import TransformersCausalModel
@@ -30,16 +30,16 @@ __all__ = [
     "CausalModel",
     "CompiledDecode",
     "ImageFeatureCache",
-    "OneWordEmbedding",
     "PrefixCache",
+    "PromptEmbedding",
     "Rows",
     "Segment",
     "TransformersCausalModel",
-    "feed",
-    "grow",
+    "append_token",
     "join_segments",
     "pick",
-    "plant",
+    "prefill",
+    "prefill_roots",
     "recomputed",
     "sample_text",
     "token_logits",

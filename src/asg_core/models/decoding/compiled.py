@@ -1,7 +1,7 @@
 """Decode passes of fixed shapes, compiled: graphs to replay on CUDA, fused kernels elsewhere. Off by default.
 
 An eager pass over a growing cache has another shape each time. Here rows and positions are rounded up, the cache has
-room for the whole completion from the start, new keys and values go where a cursor on the device points, and a mask
+slots for the whole completion from the start, new keys and values go where a cursor on the device points, and a mask
 hides the rest. So all passes of a call, and of later calls of about its size, run one program. Another active adapter
 is another program: torch.compile looks at what the layers do, at every pass. Weights are read where they are.
 """
@@ -66,7 +66,7 @@ def _not_traced() -> bool:
     return False
 
 
-class RoomLayer(DynamicLayer):  # type: ignore[misc]
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """One cache layer of fixed length, written at a cursor and returned whole.
 
     Args:
@@ -88,7 +88,7 @@ class RoomLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-class Room:
+class StaticSlots:
     """Places for B rows of at most S positions, and the compiled pass over all of them. Spare places compute nonsense.
 
     Args:
@@ -110,10 +110,10 @@ class Room:
         self._counter = like.counter.new_zeros(batch)
         self._cursor = like.counter.new_zeros(1)
         for buffer in (self._visible, self._counter, self._cursor, *states):
-            # graphs use it where it is and need no copy; a guard would keep it alive after its room is gone
+            # graphs use it where it is and need no copy; a guard would keep it alive after its slots are gone
             torch._dynamo.mark_static_address(buffer, guard=False)
         cache = copy.copy(like.cache)
-        cache.layers = [RoomLayer(k, v, self._cursor) for k, v in zip(states[::2], states[1::2], strict=True)]
+        cache.layers = [SlotLayer(k, v, self._cursor) for k, v in zip(states[::2], states[1::2], strict=True)]
         visible, counter, axes = self._visible, self._counter, like.axes
 
         def run(ids: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Room:
         self._cursor.fill_(length)
         self.last = rows.last.index_select(0, parents)
 
-    def feed(self, ids: Tensor) -> None:
+    def append_token(self, ids: Tensor) -> None:
         """Append one token ``ids[i]``, (rows seated,) long, to each row.
 
         Raises:
@@ -176,26 +176,26 @@ class CompiledDecode:
     def __init__(self, model: CausalModel, compiler: Compiler = inductor) -> None:
         self._model, self._compiler = model, compiler
         self._memory: list[Tensor] = []
-        self._rooms: dict[tuple[int, int], Room] = {}
+        self._slots: dict[tuple[int, int], StaticSlots] = {}
 
-    def seat(self, rows: Rows, parents: Sequence[int], new: int) -> Room:
+    def fill(self, rows: Rows, parents: Sequence[int], new: int) -> StaticSlots:
         """Row i continues row ``parents[i]`` of ``rows`` for at most ``new`` tokens, without gradients.
 
         Takes the place of ``rows`` and of what was seated before: neither can be continued any more.
         """
-        places = room_size(len(parents), rows.visible.shape[1] + new)
-        if places not in self._rooms:
-            self._rooms[places] = self._build(rows, *places)
-        room = self._rooms[places]
-        room.fill(rows, tensor_on(rows.counter.device, parents))
-        return room
+        places = slots_size(len(parents), rows.visible.shape[1] + new)
+        if places not in self._slots:
+            self._slots[places] = self._build(rows, *places)
+        slots = self._slots[places]
+        slots.fill(rows, tensor_on(rows.counter.device, parents))
+        return slots
 
     def release(self) -> None:
-        """Give back the memory of all rooms; what the next call needs is made anew."""
-        self._rooms, self._memory = {}, []
+        """Give back the memory of all slots; what the next call needs is made anew."""
+        self._slots, self._memory = {}, []
         gc.collect()  # what was compiled lives on in reference cycles, and its buffers with it
 
-    def _build(self, rows: Rows, batch: int, length: int) -> Room:
+    def _build(self, rows: Rows, batch: int, length: int) -> StaticSlots:
         like = [states for layer in rows.cache.layers for states in (layer.keys, layer.values)]
         shapes = [(batch, states.shape[1], length, states.shape[3]) for states in like]
         sizes = [math.prod(shape) for shape in shapes]
@@ -204,11 +204,11 @@ class CompiledDecode:
             self._memory = [states.new_empty(size) for states, size in zip(like, sizes, strict=True)]
         parts = zip(self._memory, sizes, shapes, strict=True)
         buffers = [memory[:size].view(shape) for memory, size, shape in parts]
-        return Room(self._model, rows, buffers, self._compiler)
+        return StaticSlots(self._model, rows, buffers, self._compiler)
 
 
-def room_size(rows: int, length: int) -> tuple[int, int]:
-    """Rows and positions of the room for so many rows of so many positions each."""
+def slots_size(rows: int, length: int) -> tuple[int, int]:
+    """Rows and positions of the slots for so many rows of so many positions each."""
     return 1 << (rows - 1).bit_length(), _rounded(length)
 
 

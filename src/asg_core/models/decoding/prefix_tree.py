@@ -96,7 +96,7 @@ def extend(model: CausalModel, rows: Rows, segments: Sequence[Segment]) -> tuple
     )
 
 
-def plant(model: CausalModel, segments: Sequence[Segment]) -> Rows:
+def prefill_roots(model: CausalModel, segments: Sequence[Segment]) -> Rows:
     """The roots of a tree: prefill one segment per row, at least one row, as one batch."""
     first = segments[0]
     device = first.embeds.device
@@ -110,7 +110,7 @@ def plant(model: CausalModel, segments: Sequence[Segment]) -> Rows:
     return extend(model, rows, segments)[1]
 
 
-def feed(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
+def append_token(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
     """Append one token ``ids[i]``, (B,) long, to each of B rows; without gradients, fork them ``growing`` first."""
     visible = torch.cat([rows.visible, rows.visible.new_ones(len(ids), 1)], dim=1)
     positions = rows.counter[None, :, None].expand(rows.axes, -1, -1)
@@ -118,7 +118,7 @@ def feed(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
     return Rows(rows.cache, visible, rows.counter + 1, rows.axes, hidden[:, -1])
 
 
-def sprout(
+def prefill_prompts(
     model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
 ) -> tuple[Rows, list[Segment], list[int]]:
     """Prefill every distinct image once and fork it to the distinct prompts of that image.
@@ -154,20 +154,20 @@ def sprout(
         # no prefix is kept or shared between prompts, so image and prompt may be one pass
         pairs = list(zip(model.prefixes(distinct), (prompts[text] for _, text in nodes), strict=True))
         if all(segment.causal for pair in pairs for segment in pair):
-            rows = plant(model, [join_segments(pair) for pair in pairs])
+            rows = prefill_roots(model, [join_segments(pair) for pair in pairs])
             return rows, [Segment(p.embeds[:0], p.positions[:, :0], 0) for _, p in pairs], node_of
 
     def prefill(shown: Sequence[Image | None]) -> Rows:
-        return plant(model, model.prefixes(shown))
+        return prefill_roots(model, model.prefixes(shown))
 
     trunk, places = kept.lookup(distinct, prefill) if kept else (prefill(distinct), list(range(len(distinct))))
     row_of = dict(zip(images, places, strict=True))
     return trunk.fork([row_of[image] for image, _ in nodes]), [prompts[text] for _, text in nodes], node_of
 
 
-def grow(
+def prefill(
     model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
 ) -> tuple[Rows, list[int]]:
-    """:func:`sprout`, then prefill every distinct prompt of an image once; rows ready to fork into samples."""
-    rows, prompts, node_of = sprout(model, requests, kept)
+    """:func:`prefill_prompts`, then prefill every distinct prompt of an image once; rows ready to fork into samples."""
+    rows, prompts, node_of = prefill_prompts(model, requests, kept)
     return extend(model, rows, prompts)[1], node_of

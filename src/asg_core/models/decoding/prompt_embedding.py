@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import TextRequest
 from asg_core.models.decoding.causal_model import CausalModel
-from asg_core.models.decoding.prefix_tree import grow
+from asg_core.models.decoding.prefix_tree import prefill
 from asg_core.models.decoding.scoring import AdapterSwitch
 
 IMAGE_PROMPT = "Summary of the image above in one word:"
@@ -28,7 +28,7 @@ _BLANK_IMAGES = tuple(PilImage.new("RGB", (56, 56), colour) for colour in ("blac
 _BLANK_TEXTS = ("", "An image.", "Something.")
 
 
-class OneWordEmbedding:
+class PromptEmbedding:
     """Embeds with all adapters off; ``embed`` of a backbone without a trained joint space.
 
     How well it ranks depends on the model: measure before you trust it.
@@ -63,5 +63,5 @@ class OneWordEmbedding:
             for item in items
         ]
         with self._adapters.use(None):
-            rows, row_of = grow(self._model, requests)
+            rows, row_of = prefill(self._model, requests)
         return rows.last.index_select(0, tensor_on(rows.last.device, row_of)).float()

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from asg_core.backbones.devices import moved_to, tensor_on
-from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, one_each
+from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
 from asg_core.method.token_entropy import token_entropy
 from asg_core.models.decoding.causal_model import CausalModel
-from asg_core.models.decoding.compiled import CompiledDecode, Room
+from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
 from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import feed, grow
-from asg_core.models.decoding.token_text import PieceDecoder
+from asg_core.models.decoding.prefix_tree import append_token, prefill
+from asg_core.models.decoding.token_text import TokenTextDecoder
 
 _COMPACT_AT = 0.75
 """Finished rows leave the batch when at most this share is still going: copying the cache costs about one pass."""
@@ -63,11 +63,11 @@ def sample_text(
     """
     if not requests:
         return []
-    nodes, node_of = grow(model, requests, prefixes)
-    each = one_each(sampling, len(requests))
+    nodes, node_of = prefill(model, requests, prefixes)
+    each = broadcast_sampling(sampling, len(requests))
     length = max(one.max_new_tokens for one in each)
     device = nodes.counter.device
-    rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.seat(nodes, node_of, length)
+    rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.fill(nodes, node_of, length)
     chooser = _Chooser(model, device)
     draws = _Draws.of(requests, each, length, nodes.last)
     completions = [_Completion() for _ in requests]
@@ -88,15 +88,15 @@ def sample_text(
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
         if not going:
             break
-        if isinstance(rows, Room):
-            rows.feed(ids)
+        if isinstance(rows, StaticSlots):
+            rows.append_token(ids)
             continue
         if len(going) <= _COMPACT_AT * len(owners):
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
             draws, ids = draws.select(index), ids.index_select(0, index)
-        rows = feed(model, rows, ids)
+        rows = append_token(model, rows, ids)
     return _records(model, requests, each, completions, places, torch.cat(measures, dim=1))
 
 
@@ -193,7 +193,7 @@ def _records(
     for owner, logprob, entropy in zip(places, *measures.tolist(), strict=True):
         logprobs[owner].append(logprob)
         entropies[owner].append(entropy)
-    pieces_of = PieceDecoder(model.decode)
+    pieces_of = TokenTextDecoder(model.decode)
     samples = []
     for i, (request, completion) in enumerate(zip(requests, completions, strict=True)):
         count = len(completion.token_ids)

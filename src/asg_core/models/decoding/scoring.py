@@ -23,7 +23,7 @@ from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
 from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import Rows, extend, sprout
+from asg_core.models.decoding.prefix_tree import Rows, extend, prefill_prompts
 
 _FEW = 4
 """Samples per prompt up to which a prompt is rather read again than in a pass of its own."""
@@ -127,7 +127,7 @@ def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: 
 
     Where few samples share a prompt, prompt and completion run as one pass.
     """
-    rows, prompts, node_of = sprout(model, [sample.request for sample in samples], kept)
+    rows, prompts, node_of = prefill_prompts(model, [sample.request for sample in samples], kept)
     completions = _token_segments(model, [sample.token_ids[:-1] for sample in samples], rows)
     if len(samples) <= _FEW * len(prompts) and all(len(prompt.embeds) and prompt.causal for prompt in prompts):
         rows, prompts = rows.fork(node_of), [prompts[node] for node in node_of]

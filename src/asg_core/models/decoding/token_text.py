@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 
-class PieceDecoder:
+class TokenTextDecoder:
     """Splits decoded text by token; remembers what it decoded, because samples of one prompt begin alike.
 
     Args:

@@ -149,7 +149,7 @@ def panel_groups(config: RunConfig) -> list[PanelGroup]:
             ),
             Panel(
                 "Gradient norm before clipping",
-                f"Norms above {config.optimiser.max_grad_norm:g} are clipped to it.",
+                f"Norms above {config.optimizer.max_grad_norm:g} are clipped to it.",
                 _roles("grad_norm", "proposer", "solver", "generator"),
                 log=True,
             ),

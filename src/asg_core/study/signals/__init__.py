@@ -1,6 +1,6 @@
 """Signals against the truth: do entropies and agreement know when the model is wrong, do rewards follow quality?
 
-``asg study signals`` trains, then measures here: on held-out questions, the base and every evolved Solver; on what the
+``asg study signals`` trains, then measures here: on held-out questions, the base and every trained Solver; on what the
 runs recorded, every reward beside the truth. Only for backbones whose manifest names a known world.
 """
 

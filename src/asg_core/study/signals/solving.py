@@ -23,7 +23,7 @@ def solve_questions(
 
     Args:
         backbone: the model.
-        role: Role.SOLVER for the evolved Solver, None for the base.
+        role: Role.SOLVER for the trained Solver, None for the base.
         model: how the rows name it.
         questions: held out, with their true answers.
         config: of the run: framings, temperature, token limit, STE reduction (max where the run had STE off), seed.
@@ -54,7 +54,7 @@ def solve_questions(
                     q.question,
                     solver_token_entropy(sample, config.ste.tokens, reduce),
                     tally.entropy,
-                    tally.f,
+                    tally.majority_share,
                     same_answer(tally.majority, q.answer, q.question),
                 )
             )

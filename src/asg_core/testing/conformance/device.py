@@ -19,12 +19,12 @@ from asg_core.testing.conformance.subject import (
     same_text,
     wake,
 )
-from asg_core.testing.far import apart, far_device, obstacle
+from asg_core.testing.fake_device import fake_device, in_subprocess, obstacle
 
 
 @check(
     "device.one",
-    "on a device that is not the CPU (asg_core.testing.far), no tensor of the CPU meets the model's",
+    "on a device that is not the CPU (asg_core.testing.fake_device), no tensor of the CPU meets the model's",
     "make tensors with device=..., draw on the CPU and move (a seed is then the same everywhere), .cpu() before numpy",
     "float32",
 )
@@ -33,14 +33,14 @@ def _one(subject: Subject) -> None:
         raise NotApplicable(f"the backbone is on {subject.backbone.device} already")
     if why := obstacle():
         raise NotApplicable(why)
-    problem = apart(lambda: _problem(subject))
+    problem = in_subprocess(lambda: _problem(subject))
     expect(not problem, problem)
 
 
 def _problem(subject: Subject) -> str:
     """What is wrong, "" for nothing."""
     try:
-        with far_device() as device:
+        with fake_device() as device:
             _exercise(subject, subject.factory(device=device), torch.device(device))
     except Violation as violation:
         return str(violation)

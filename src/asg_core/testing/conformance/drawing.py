@@ -78,8 +78,8 @@ def _prompt(subject: Subject) -> None:
 )
 def _adapter(subject: Subject) -> None:
     requests = drawing_requests()[:2]
-    evolved, base = subject.draw(requests), subject.draw(requests, role=None)
-    expect(any(_differ(a, b) for a, b in zip(evolved, base, strict=True)), "the Generator draws as the base does")
+    trained, base = subject.draw(requests), subject.draw(requests, role=None)
+    expect(any(_differ(a, b) for a, b in zip(trained, base, strict=True)), "the Generator draws as the base does")
     fresh = subject.fresh().generate(requests, ImageSampling("rollout"), None)
     _same_drawings("the base beside trained adapters", base, fresh, subject)
 

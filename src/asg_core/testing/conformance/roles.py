@@ -86,7 +86,7 @@ def _switching(subject: Subject) -> None:
 
 @check(
     "roles.isolation",
-    "an optimiser step of one role changes its own outputs and nothing else, bit for bit",
+    "an optimizer step of one role changes its own outputs and nothing else, bit for bit",
     "give the roles disjoint tensors; freeze the base; clear caches when an adapter changes",
 )
 def _isolation(subject: Subject) -> None:
@@ -172,15 +172,15 @@ def _requests() -> list[TextRequest]:
 
 
 def _step(backbone: Backbone, role: Role) -> None:
-    optimiser = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(backbone.trainable(role).values(), lr=1e-2)
     if role is Role.GENERATOR:
         samples = backbone.generate(drawing_requests()[:2], ImageSampling("rollout"))
         loss = backbone.generation_loss(samples, [1, 2]).loss.sum()
     else:
         loss = -torch.cat([s.logprobs for s in backbone.token_logits(_samples(backbone), role)]).sum()
     torch.autograd.backward(loss)
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _flat(backbone: Backbone, role: Role) -> Tensor:

@@ -103,7 +103,7 @@ def _greedy(subject: Subject) -> None:
 @check(
     "text.own_sampling",
     "requests of one call may each have their own temperature and length limit, and get what they get alone",
-    "sampling is one for all or one each: backbones.interface.one_each gives a list; decode until the longest limit",
+    "sampling is one for all or one each: broadcast_sampling gives a list; decode until the longest limit",
     "text",
     "float32",
 )

@@ -16,7 +16,7 @@ from asg_core import Trainer
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.testing.far import apart, far_device, obstacle
+from asg_core.testing.fake_device import fake_device, in_subprocess, obstacle
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
@@ -31,13 +31,13 @@ def passes_apart(test: Callable[[], None]) -> None:
             return traceback.format_exc()
         return ""
 
-    problem = apart(outcome)
+    problem = in_subprocess(outcome)
     assert not problem, problem
 
 
 def test_what_a_gpu_refuses_is_refused() -> None:
     def test() -> None:
-        with far_device() as device:
+        with fake_device() as device:
             far, near, order = torch.ones(3, device=device), torch.ones(3), torch.tensor([2, 0], device=device)
             stream = torch.Generator().manual_seed(0)
             refused: list[Callable[[], object]] = [
@@ -64,7 +64,7 @@ def test_what_a_gpu_refuses_is_refused() -> None:
 
 def test_what_a_gpu_allows_is_allowed() -> None:
     def test() -> None:
-        with far_device() as device:
+        with fake_device() as device:
             far, order = torch.arange(3.0, device=device), torch.tensor([2, 0])
             assert (far * 2 + torch.tensor(1.0)).tolist() == [1.0, 3.0, 5.0]
             assert far[order].tolist() == far[[2, 0]].tolist() == [2.0, 0.0]
@@ -95,17 +95,17 @@ def test_gradients_and_values_are_those_of_the_cpu() -> None:
         inputs = torch.randn(5, 4)
 
         def step(model: nn.Module, x: torch.Tensor) -> list[float]:
-            optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
             losses = []
             for _ in range(3):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss = model(x).square().mean()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 losses.append(float(loss))
             return losses
 
-        with far_device() as device:
+        with fake_device() as device:
             moved = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
             moved.load_state_dict(near.state_dict())
             moved = moved.to(device)
@@ -137,7 +137,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(scenes: Path, config: Run
                 for line in lines
             ]
 
-        with far_device() as device:
+        with fake_device() as device:
             there = run("there", device)
             assert there.backbone.device == torch.device(device)
         here = run("here", "cpu")
@@ -147,7 +147,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(scenes: Path, config: Run
         for role in Role:
             pairs = zip(there.backbone.trainable(role).values(), here.backbone.trainable(role).values(), strict=True)
             apart_by = max(float((a.cpu() - b).abs().max()) for a, b in pairs)
-            assert apart_by < 0.05 * 1e-3, role  # a twentieth of an optimiser step, which is the learning rate
+            assert apart_by < 0.05 * 1e-3, role  # a twentieth of an optimizer step, which is the learning rate
 
     passes_apart(test)
 
@@ -159,5 +159,5 @@ def test_a_device_that_torch_knows_and_nobody_has_is_refused() -> None:
 
 
 def test_a_process_that_dies_is_a_failure_and_not_silence() -> None:
-    assert apart(lambda: "said") == "said"
-    assert apart(lambda: os._exit(1)) == "the process that tried it died"  # type: ignore[arg-type, return-value]
+    assert in_subprocess(lambda: "said") == "said"
+    assert in_subprocess(lambda: os._exit(1)) == "the process that tried it died"  # type: ignore[arg-type, return-value]

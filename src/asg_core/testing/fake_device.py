@@ -28,16 +28,16 @@ _PATIENCE_SECONDS = 600
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
-class FarTensor(DeviceTensor):
+class FakeDeviceTensor(DeviceTensor):
     """A tensor of the far device; ``near`` is its content."""
 
     near: Tensor
     content = ("near",)
 
     @staticmethod
-    def __new__(cls, near: Tensor) -> FarTensor:
+    def __new__(cls, near: Tensor) -> FakeDeviceTensor:
         """Wrap ``near``, which nobody else may hold."""
-        tensor: FarTensor = Tensor._make_wrapper_subclass(
+        tensor: FakeDeviceTensor = Tensor._make_wrapper_subclass(
             cls,
             near.size(),
             strides=near.stride(),
@@ -65,12 +65,12 @@ class FarTensor(DeviceTensor):
         return f"far({self.near!r})"
 
 
-def _is_far(device: Any) -> bool:
+def _on_fake_device(device: Any) -> bool:
     return torch.device(device).type == NAME
 
 
 def _content(value: Any) -> Any:
-    return value.near if isinstance(value, FarTensor) else value
+    return value.near if isinstance(value, FakeDeviceTensor) else value
 
 
 def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -79,19 +79,19 @@ def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         op(*near_args, **near_kwargs)
         return args[0]
     device = kwargs.get("device")
-    if device is not None and _is_far(device):
+    if device is not None and _on_fake_device(device):
         near_kwargs["device"] = torch.device("cpu")
     if op is torch.ops.aten._to_copy.default:
         out = op(*near_args, **near_kwargs)
-        return FarTensor(out) if _is_far(device or args[0].device) else out
+        return FakeDeviceTensor(out) if _on_fake_device(device or args[0].device) else out
     tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-    some_far = any(isinstance(tensor, FarTensor) for tensor in tensors)
-    to_far = some_far if device is None else _is_far(device)
+    some_far = any(isinstance(tensor, FakeDeviceTensor) for tensor in tensors)
+    to_far = some_far if device is None else _on_fake_device(device)
     _refuse_mixtures(op, args, kwargs, tensors if some_far else [], to_far=to_far)
     out = op(*near_args, **near_kwargs)
     if not to_far:
         return out
-    return tree_map(lambda value: FarTensor(value) if isinstance(value, Tensor) else value, out)
+    return tree_map(lambda value: FakeDeviceTensor(value) if isinstance(value, Tensor) else value, out)
 
 
 def _refuse_mixtures(
@@ -101,9 +101,9 @@ def _refuse_mixtures(
     if to_far and generator is not None:
         raise RuntimeError(f"{op}: a {NAME} tensor is drawn with a generator of the {generator.device}")
     # A GPU takes numbers and indices from the host.
-    if op in _INDEXING and isinstance(args[0], FarTensor):
+    if op in _INDEXING and isinstance(args[0], FakeDeviceTensor):
         tensors = [args[0], *(args[2:3])]
-    strangers = [tuple(t.shape) for t in tensors if not isinstance(t, FarTensor) and t.ndim]
+    strangers = [tuple(t.shape) for t in tensors if not isinstance(t, FakeDeviceTensor) and t.ndim]
     if strangers:
         raise RuntimeError(f"{op}: {NAME} tensors meet tensors of the CPU of the shapes {strangers}")
 
@@ -128,7 +128,7 @@ def obstacle() -> str | None:
     return None
 
 
-def apart(work: Callable[[], str]) -> str:
+def in_subprocess(work: Callable[[], str]) -> str:
     """What ``work`` says in a process forked off this one, where the far device may become known.
 
     If it says nothing, because it raised or died or took ten minutes, that is said instead.
@@ -153,7 +153,7 @@ def apart(work: Callable[[], str]) -> str:
 
 
 @contextmanager
-def far_device() -> Iterator[str]:
+def fake_device() -> Iterator[str]:
     """Inside, the device that is yielded exists. It stays known to torch until the process ends: use one of its own.
 
     Not where there is an :func:`obstacle`.

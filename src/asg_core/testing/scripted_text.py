@@ -16,7 +16,7 @@ ANSWERS = ("red", "blue")
 
 
 @contextmanager
-def legible(backbone: Backbone) -> Iterator[None]:
+def scripted_text(backbone: Backbone) -> Iterator[None]:
     """Inside, every completion of ``backbone`` reads as what its prompt asks for, chosen by its tokens.
 
     Random weights write nothing that parses, so their steps would end at the gate. What is sampled, scored and learned
@@ -38,10 +38,10 @@ def _read(
     sampling: TextSampling,
     **role: Role | None,
 ) -> list[TextSample]:
-    return [_legible(sample) for sample in complete(requests, sampling, **role)]
+    return [_scripted(sample) for sample in complete(requests, sampling, **role)]
 
 
-def _legible(sample: TextSample) -> TextSample:
+def _scripted(sample: TextSample) -> TextSample:
     texts = {QUESTION_PROMPT: QUESTIONS, SPEC_PROMPT: (SPEC,), CAPTION_PROMPT: ("a red bird",)}
     choices = texts.get(sample.request.prompt, ANSWERS)
     text = choices[sum(sample.token_ids) % len(choices)]
