@@ -17,7 +17,7 @@ from asg_core.backbones.known_plugins import FOLDERS
 from asg_core.cli import main
 from asg_core.errors import PluginError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 HIDE = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
+FILE = Path(__file__).parents[3] / "benchmarks" / "scaling.py"
 spec = importlib.util.spec_from_file_location("scaling", FILE)
 assert spec is not None
 assert spec.loader is not None

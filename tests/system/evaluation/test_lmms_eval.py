@@ -21,7 +21,7 @@ from PIL import Image
 from asg_core.backbones.interface import Backbone, TextRequest, TextSampling
 from asg_core.evaluation.presets import load_preset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 TASK = """\
 task: two_pictures

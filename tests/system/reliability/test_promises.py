@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent.parent / "docs" / "reliability.md"
+PAGE = HERE.parents[2] / "docs" / "reliability.md"
 
 
 def names_of(file: Path) -> set[str]:

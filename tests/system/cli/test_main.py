@@ -17,7 +17,7 @@ from asg_core import errors
 from asg_core.cli import main
 from asg_core.cli.main import EPILOG, build_parser
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "cli.md"
 ASG = [sys.executable, "-m", "asg_core"]
 
 
