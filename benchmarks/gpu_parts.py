@@ -15,7 +15,7 @@ from gpu_rows import Row, against, check, timed
 from one_by_one import OneByOne
 
 from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.method.policy import k3
+from asg_core.method.losses import k3
 from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.method.replay import NoiseFloor
 from asg_core.models.decoding import CompiledDecode

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -28,8 +27,7 @@ from asg_core.backbones.interface import (
     broadcast_sampling,
 )
 from asg_core.backbones.proxy import BackboneProxy
-
-T = TypeVar("T")
+from asg_core.method.updates import Groups
 
 
 class OneByOne(BackboneProxy):
@@ -82,9 +80,10 @@ class OneByOne(BackboneProxy):
         return torch.cat([self.inner.embed([item if isinstance(item, str) else item.copy()]) for item in items])
 
 
-def separate(groups: Sequence[Sequence[T]]) -> list[list[T]]:
+def separate(groups: Groups) -> Groups:
     """Groups of one: with ``micro_batch=1`` each sample has its own backward pass; the summed loss stays the same."""
-    return [[member] for group in groups for member in group]
+    own, everywhere = ([[member] for group in part for member in group] for part in (groups.own, groups.everywhere))
+    return Groups(own, everywhere)
 
 
 def _alone(request: TextRequest) -> TextRequest:

@@ -33,23 +33,26 @@ from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, Text
 from asg_core.backbones.registry import load_backbone
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
+from asg_core.method.learner import Learner, StepResult, UpdateReport
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.records import UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
 from asg_core.runs.folder import RunFolder
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.testing.scripted_text import scripted_text
 from asg_core.training.alarms import CollapseMonitor, understanding_metrics, update_metrics
-from asg_core.training.optimizer import RoleOptimizer, StepResult
+from asg_core.training.optimizer import RoleOptimizer
 
 CONFIG = RunConfig.model_validate(
     {
         "ask": {"max_new_tokens": 16},
         "solve": {"max_new_tokens": 6, "min_agreement": 0.0},
         "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
-        "control": "random_rewards",
+        "ablation": "random_rewards",
     }
 )
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
@@ -97,11 +100,12 @@ class Subject:
         """The understanding step without its updates."""
         pool = [PoolImage(Path("x.png"), image) for image in images]
         with scripted_text(self.backbone):
-            return understanding_step(self.backbone, pool, CONFIG, 1, RollingPercentile(), EmaBaseline())
+            return understanding_step(self.backbone, pool, StepContext(CONFIG, 1), RollingPercentile(), EmaBaseline())
 
-    def update(self, role: Role, groups: Sequence[Sequence[tuple[TextSample, float]]]) -> UpdateReport:
+    def update(self, role: Role, groups: Groups) -> UpdateReport:
         """One update."""
-        return update_text_role(self.backbone, role, groups, self.optimizers[role], AdaptiveKl(0.01, 0.02), CONFIG)
+        learner = Learner(role, self.optimizers[role], AdaptiveKl(0.01, 0.02))
+        return update_text_role(self.backbone, groups, learner, StepContext(CONFIG, 1))
 
     def step(self, images: Sequence[Image.Image]) -> tuple[list[UnderstandingItem], list[UpdateReport]]:
         """The whole step."""
@@ -186,7 +190,7 @@ def step_ratios(repetitions: int) -> list[Row]:
         def step(subject: Subject, image: Image.Image = image) -> None:
             subject.step([image.copy()])  # of a copy nothing is known
 
-        def update(subject: Subject, groups: list[list[tuple[TextSample, float]]] = groups) -> None:
+        def update(subject: Subject, groups: Groups = groups) -> None:
             subject.update(Role.SOLVER, groups)
 
         for name, run, bar in (
@@ -253,7 +257,7 @@ def memory() -> list[Row]:
     ours = Subject(QwenBackbone)
     rows = []
     for side, tokens in ((224, 64), (448, 256)):
-        samples = [s for group in solver_groups(ours.sampled([picture(1, side)])) for s, _ in group]
+        samples = [s for group in solver_groups(ours.sampled([picture(1, side)])).own for s, _ in group]
         alone = [
             TextSample(**{**vars(s), "request": type(s.request)(s.request.prompt, s.request.image.copy(), 0)})
             for s in samples
@@ -319,7 +323,7 @@ def overhead(repetitions: int) -> list[Row]:
         replay: Any = Replay(ours.backbone)
         pool = [PoolImage(Path("x.png"), picture(i, 56)) for i in range(images)]
         with scripted_text(ours.backbone):
-            understanding_step(replay, pool, CONFIG, 1, RollingPercentile(), EmaBaseline())
+            understanding_step(replay, pool, StepContext(CONFIG, 1), RollingPercentile(), EmaBaseline())
         replay.stop()
         monitor, window, baseline = CollapseMonitor(CONFIG.alarms), RollingPercentile(), EmaBaseline()
         wall, cpu = [], []
@@ -327,7 +331,7 @@ def overhead(repetitions: int) -> list[Row]:
             run = RunFolder.create(Path(folder) / "run")
             for i in range(20 * repetitions):
                 started = time.perf_counter(), time.process_time()
-                items = understanding_step(replay, pool, CONFIG, 1, window, baseline)
+                items = understanding_step(replay, pool, StepContext(CONFIG, 1), window, baseline)
                 record: dict[str, Any] = {"step": i + 1, "kind": "understanding", **understanding_metrics(items)}
                 groups = {Role.PROPOSER: proposer_groups(items), Role.SOLVER: solver_groups(items)}
                 for role in groups:

@@ -11,21 +11,23 @@ from typing import Literal
 from PIL.Image import Image
 from scripted import Scripted
 
-from asg_core.backbones.interface import Backbone, Role, TextSample
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.learner import Learner, UpdateReport
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
 from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
 from asg_core.training.optimizer import RoleOptimizer
 
 Kind = Literal["understanding", "generation"]
-Groups = list[list[tuple[TextSample, float]]]
 Reports = dict[Role, UpdateReport]
 Watch = Callable[[str], AbstractContextManager[object]]
 """Given "sampling", "update proposer", "update solver" or "update generator"; entered around that part of a step."""
@@ -98,29 +100,26 @@ def scripted_step(
     """
     images = [PoolImage(Path(f"{i}.png"), picture) for i, picture in enumerate(pictures)]
     scripted = Scripted(model, [image.image for image in images], config.solve.framings)
-    floors = floors or {}
+    floors, ctx = floors or {}, StepContext(config, 1)
 
     def learn(role: Role, groups: Groups) -> UpdateReport:
         beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
         with watch(f"update {role.value}"):
-            return update_text_role(
-                scripted, role, regroup(groups), optimizer(role), beta, config, floor=floors.get(role)
-            )
+            learner = Learner(role, optimizer(role), beta, floors.get(role))
+            return update_text_role(scripted, regroup(groups), learner, ctx)
 
     if kind == "understanding":
         with watch("sampling"):
-            items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
+            items = understanding_step(scripted, images, ctx, RollingPercentile(), EmaBaseline())
         return {
             Role.PROPOSER: learn(Role.PROPOSER, proposer_groups(items)),
             Role.SOLVER: learn(Role.SOLVER, solver_groups(items)),
         }
     with watch("sampling"):
-        drawn = generation_step(scripted, images, config, 1)
+        drawn = generation_step(scripted, images, ctx)
     with watch(f"update {Role.GENERATOR.value}"):
-        generator = optimizer(Role.GENERATOR)
-        return {
-            Role.GENERATOR: update_generator(scripted, drawn, generator, config, 1, floor=floors.get(Role.GENERATOR))
-        }
+        learner = Learner(Role.GENERATOR, optimizer(Role.GENERATOR), floor=floors.get(Role.GENERATOR))
+        return {Role.GENERATOR: update_generator(scripted, drawn, learner, ctx)}
 
 
 def require_updates(reports: Reports) -> None:

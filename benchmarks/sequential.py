@@ -23,8 +23,7 @@ from asg_core.backbones.interface import (
     TokenLogits,
     broadcast_sampling,
 )
-from asg_core.method.token_entropy import token_entropy
-from asg_core.models.decoding import Segment, join_segments, pick, uniforms_of
+from asg_core.models.decoding import Segment, join_segments, pick, token_entropy, uniforms_of
 from asg_core.testing.qwen import QwenBackbone
 
 

@@ -14,10 +14,11 @@ from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
+from asg_core.method.context import StepContext
 from asg_core.method.generator_updates import update_generator
+from asg_core.method.learner import Learner, UpdateReport
 from asg_core.method.records import Candidate, GenerationItem
 from asg_core.method.replay import NoiseFloor
-from asg_core.method.updates import UpdateReport
 from asg_core.training.optimizer import RoleOptimizer
 
 
@@ -38,7 +39,9 @@ def test_bits_scored_without_the_adapter_that_drew_them_stop_the_run(
 
     def update() -> UpdateReport:
         optimizer = RoleOptimizer(weights, 1e-9, 0.0, 1.0, Accelerator(cpu=True))
-        return update_generator(backbone, items, optimizer, config, 1, floor=floor)
+        return update_generator(
+            backbone, items, Learner(Role.GENERATOR, optimizer, floor=floor), StepContext(config, 1)
+        )
 
     report = update()
     assert report.drift is not None

@@ -253,23 +253,31 @@ class Backbone(ABC):
         """(n, d) float32 unit vectors from the *base* model, one space for images and texts. No gradient."""
 
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:  # noqa: B027 -- optional
-        """The next calls under each of ``roles`` show ``images``: whoever keeps prefixes may read them all at once now.
+        """Read ``images`` ahead of the next calls under each of ``roles``, all at once, if prefixes are kept.
 
         It changes no result. By default nothing happens, and each call reads what it needs.
         """
 
+    def release_memory(self) -> None:  # noqa: B027 -- optional
+        """Free what is kept only to save time. Called after memory ran out; by default nothing is kept."""
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether some passes run as compiled programs, in which no module is called. False by default."""
+        return False
+
     def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
         """``image`` as if :meth:`generate` had drawn it for ``request``, without log-probs.
 
-        Only the control "source_images" needs it; the method never trains the Generator on given images.
+        Only the ablation "source_images" needs it; the method never trains the Generator on given images.
 
         Raises:
             CapabilityError: the default.
         """
         raise CapabilityError(
             f"{type(self).__name__} cannot take an image for a drawing of its own",
-            "it has no as_drawn method, which control=source_images needs",
-            "use another control, or write as_drawn",
+            "it has no as_drawn method, which ablation=source_images needs",
+            "use another ablation, or write as_drawn",
         )
 
     def shardable(self) -> tuple[torch.nn.Module, Sequence[torch.nn.Module]] | None:

@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asg_core.config.lora import LoraSettings
+
+__all__ = ["PLUGIN_API", "BackboneManifest", "Capabilities", "LoadRequest", "LoraSettings"]
+
 PLUGIN_API = 1
 """Version of the plugin interface. A plugin whose manifest names another one is refused with both in the message."""
 
@@ -82,15 +86,6 @@ class BackboneManifest(BaseModel):
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="recommended RunConfig values for this backbone, below YAML and command line"
     )
-
-
-class LoraSettings(BaseModel):
-    """Shape of every role adapter (METHOD: rank 16, alpha 32). No dropout: it would break replayed log-probs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(16, ge=1, le=1024, description="LoRA rank r")
-    alpha: float = Field(32.0, gt=0, description="LoRA scale is alpha / rank")
 
 
 class LoadRequest(BaseModel):

@@ -80,6 +80,15 @@ class BackboneProxy(Backbone):
         """See Backbone."""
         self.inner.prefill(images, roles)
 
+    def release_memory(self) -> None:
+        """See Backbone."""
+        self.inner.release_memory()
+
+    @property
+    def runs_compiled(self) -> bool:
+        """See Backbone."""
+        return self.inner.runs_compiled
+
     def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
         """See Backbone."""
         return self.inner.as_drawn(request, image)

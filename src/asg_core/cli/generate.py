@@ -85,7 +85,7 @@ def _layout(args: argparse.Namespace) -> int:
     from asg_core.evaluation.drawing import claim_folder, draw_sheets
     from asg_core.evaluation.protocol import Items, make_protocol
     from asg_core.runs.folder import write_atomically
-    from asg_core.training.recovery import is_out_of_memory
+    from asg_core.training.memory import is_out_of_memory
 
     model = open_model(args)
     sheets = layout.sheets(prompts, n, model.config.seed, args.prompts.stem)

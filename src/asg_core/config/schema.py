@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from asg_core.backbones.manifest import LoraSettings
+from asg_core.config.lora import LoraSettings
 
-Control = Literal[
+Ablation = Literal[
     "none",
     "random_rewards",
     "shuffled_votes",
@@ -25,7 +25,7 @@ Control = Literal[
     "no_diversity",
     "no_contradiction",
 ]
-"""What of the method is taken away or replaced (``RunConfig.control``)."""
+"""What of the method is taken away or replaced (``RunConfig.ablation``)."""
 
 
 class Section(BaseModel):
@@ -174,7 +174,7 @@ class RunConfig(Section):
         "auto", description="of the frozen base; auto: bfloat16 on cuda, float32 elsewhere; adapters are always float32"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory in updates")
-    control: Control = Field(
+    ablation: Ablation = Field(
         "none",
         description="take one thing of the method away, to measure what it contributes. random_rewards, "
         "shuffled_votes: noise for rewards; own_drawings: the model's own drawings for the images; one_framing: all "

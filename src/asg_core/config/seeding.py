@@ -6,6 +6,15 @@ No global generator is ever drawn from, so batching, resuming and the number of 
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
+
+
+class Seed(Protocol):
+    """Gives the seed of a path such as ("solve", question, framing): :func:`derive_seed` of a run or a step."""
+
+    def __call__(self, *path: int | str) -> int:
+        """Return the seed of ``path``."""
+        ...
 
 
 def derive_seed(*path: int | str) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL.Image import Image
@@ -22,11 +22,22 @@ from asg_core.config.seeding import derive_seed
 from asg_core.data.image_file import MAX_SIDE, SUFFIXES, open_image, verify_image
 from asg_core.errors import CheckpointError, ImageError
 
-if TYPE_CHECKING:
-    from asg_core.training.distributed import Processes
+T = TypeVar("T")
 
 VERIFY_UP_TO = 2000
 """Folders of at most this many files are decoded once at the start, so that all bad files are known before training."""
+
+
+class Processes(Protocol):
+    """What a pool needs of a run on several processes (``training.distributed.Processes``)."""
+
+    def share(self, total: int) -> range:
+        """Return which of ``total`` things are this process's."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Return the ``value`` of every process, JSON data."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,13 @@ from asg_core.backbones.interface import (
     TextSampling,
 )
 from asg_core.config.schema import RunConfig
-from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.ablations import perturb_rewards
+from asg_core.method.advantages import leave_one_out, regression_weights
 from asg_core.method.answers import canonical_label, same_answer, vote
-from asg_core.method.generation_rewards import (
+from asg_core.method.context import StepContext
+from asg_core.method.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, Spec, frame, parse_spec
+from asg_core.method.records import Candidate, GenerationItem, SpecQuestion
+from asg_core.method.rewards import (
     CandidateScores,
     contradiction,
     fidelity,
@@ -37,12 +39,7 @@ from asg_core.method.generation_rewards import (
     reference_label,
     spec_quality,
 )
-from asg_core.method.policy import leave_one_out, regression_weights
-from asg_core.method.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, frame, parse_spec
-from asg_core.method.records import Candidate, GenerationItem, SpecQuestion
 from asg_core.method.similarity import cycle_score, diversity
-from asg_core.training.distributed import Processes
-from asg_core.training.gather import whole_generation_step
 
 MAX_TRIES = 3
 """Spec attempts before an image is skipped and counted (METHOD, generation step 1)."""
@@ -52,139 +49,133 @@ MIN_KEPT = 2
 
 
 @torch.no_grad()
-def generation_step(
-    backbone: Backbone,
-    images: Sequence[PoolImage],
-    config: RunConfig,
-    step: int,
-    processes: Processes | None = None,
-    first: int = 0,
-) -> list[GenerationItem]:
-    """Specify, draw and judge for one batch of images; fills every score, reward and learning signal.
+def generation_step(model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> list[GenerationItem]:
+    """Specify, draw and judge for one batch of images; fill every score, reward and learning signal.
 
     Images whose spec fails ``MAX_TRIES`` times come back with ``spec=None`` and no candidates.
 
     Args:
+        model: specifies, draws and judges.
         images: this process's share of the step's images, perhaps none.
-        step: 1-based number of the step; with the run seed it fixes every random draw.
-        processes: of the run; None if there is one.
-        first: place of ``images[0]`` among the step's images.
+        ctx: of the step.
 
     Returns:
         the items of all processes, in the order of the step's images.
     """
-    processes = processes or Processes()
-    items = [GenerationItem(source) for source in images]
-    if images:
-        backbone.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER])
-    _specify(backbone, items, config, step, first)
-    drawn = [item for item in items if item.spec is not None]
-    judged = config.generate.candidates * sum(len(item.kept) for item in drawn)
-    drawn_before, judged_before = processes.sums_before([len(drawn), judged])
-    if drawn:
-        _draw(backbone, drawn, config, step, drawn_before)
-        _judge(backbone, drawn, config, step, judged_before)
-        _compare(backbone, drawn)
-    items = whole_generation_step(processes, items)
-    _reward([item for item in items if item.spec is not None], backbone, config, step)
+    items = specify(model, images, ctx)
+    draw(model, items, ctx)
+    judge(model, items, ctx)
+    compare(model, items)
+    items = ctx.gather(items)
+    reward_generator(items, ctx, regression=uses_regression(model, ctx.config))
     return items
 
 
-def uses_regression(backbone: Backbone, config: RunConfig) -> bool:
-    """Whether the Generator update is reward-weighted regression (else clipped policy gradient on image tokens)."""
+def uses_regression(model: Backbone, config: RunConfig) -> bool:
+    """Return whether the Generator learns by reward-weighted regression (else: policy gradient on image tokens)."""
     if config.generate.update == "auto":
-        return backbone.manifest.capabilities.image_loss == "flow"
+        return model.manifest.capabilities.image_loss == "flow"
     return config.generate.update == "regression"
 
 
-def _specify(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, first: int) -> None:
+def specify(model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> list[GenerationItem]:
+    """Have each image turned into a drawing prompt with questions whose answers the Solver agrees on."""
+    items = [GenerationItem(source) for source in images]
+    if images:
+        model.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER])
     for attempt in range(MAX_TRIES):
-        pending = [(i, item) for i, item in enumerate(items, start=first) if item.spec is None]
+        pending = [(i, item) for i, item in enumerate(items, start=ctx.offset) if item.spec is None]
         if not pending:
-            return
-        requests = [
-            TextRequest(SPEC_PROMPT, item.source.image, derive_seed(config.seed, step, "spec", i, attempt))
-            for i, item in pending
-        ]
-        samples = backbone.ask(requests, TextSampling(config.ask.spec_max_new_tokens, config.ask.temperature))
-        parsed = []
-        for (i, item), sample in zip(pending, samples, strict=True):
-            item.tries = attempt + 1
-            spec = parse_spec(sample.text)
-            if not isinstance(spec, GateFailure) and len(spec.questions) >= MIN_KEPT:
-                parsed.append((i, item, spec))
-        answers = iter(
-            _scoring_answers(
-                backbone,
-                [(item, question) for _, item, spec in parsed for question, _ in spec.questions],
-                config,
-                seed_path=(step, "reference", attempt),
-            )
-        )
-        for i, item, spec in parsed:
-            questions = []
-            for question, expected in spec.questions:
-                group = next(answers)
-                labels = [canonical_label(s.text, question) for s in group]
-                tally = vote(labels, derive_seed(config.seed, step, "reference", i))
-                questions.append(SpecQuestion(question, expected, group, labels, reference_label(tally)))
-            kept = [(q.text, q.reference) for q in questions if q.reference is not None]
-            if len(kept) >= MIN_KEPT:
-                item.spec, item.questions = spec, questions
-                item.quality = spec_quality(kept, spec.raw_count)
+            break
+        written = _write_specs(model, pending, ctx, attempt)
+        groups = _reference_answers(model, written, ctx, attempt)
+        for (i, item, spec), answers in zip(written, groups, strict=True):
+            _keep(item, spec, answers, ctx.seed("reference", i))
+    return items
 
 
-def _scoring_answers(
-    backbone: Backbone,
-    asked: Sequence[tuple[GenerationItem, str]],
-    config: RunConfig,
-    seed_path: tuple[int | str, ...],
-) -> list[list[TextSample]]:
-    """Greedy answers to each question on the item's source image, one per scoring framing; seeds play no part."""
+def _write_specs(
+    model: Backbone, pending: Sequence[tuple[int, GenerationItem]], ctx: StepContext, attempt: int
+) -> list[tuple[int, GenerationItem, Spec]]:
+    ask = ctx.config.ask
+    requests = [TextRequest(SPEC_PROMPT, item.source.image, ctx.seed("spec", i, attempt)) for i, item in pending]
+    samples = model.ask(requests, TextSampling(ask.spec_max_new_tokens, ask.temperature))
+    written = []
+    for (i, item), sample in zip(pending, samples, strict=True):
+        item.tries = attempt + 1
+        spec = parse_spec(sample.text)
+        if not isinstance(spec, GateFailure) and len(spec.questions) >= MIN_KEPT:
+            written.append((i, item, spec))
+    return written
+
+
+def _reference_answers(
+    model: Backbone, written: Sequence[tuple[int, GenerationItem, Spec]], ctx: StepContext, attempt: int
+) -> list[list[list[TextSample]]]:
+    """Greedy answers about the source image, by spec, question and scoring framing; seeds play no part."""
+    asked = [(item, question) for _, item, spec in written for question, _ in spec.questions]
     if not asked:
         return []
     requests = [
-        TextRequest(frame(question, framing), item.source.image, derive_seed(config.seed, *seed_path, i, j))
+        TextRequest(frame(question, framing), item.source.image, ctx.seed("reference", attempt, i, j))
         for i, (item, question) in enumerate(asked)
         for j, framing in enumerate(SCORING_FRAMINGS)
     ]
-    samples = iter(backbone.solve(requests, TextSampling(config.solve.max_new_tokens, temperature=0.0)))
-    return [[next(samples) for _ in SCORING_FRAMINGS] for _ in asked]
+    samples = iter(model.solve(requests, TextSampling(ctx.config.solve.max_new_tokens, temperature=0.0)))
+    return [[[next(samples) for _ in SCORING_FRAMINGS] for _ in spec.questions] for _, _, spec in written]
 
 
-def _draw(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int) -> None:
-    n = config.generate.candidates
+def _keep(item: GenerationItem, spec: Spec, answers: Sequence[list[TextSample]], seed: int) -> None:
+    """Keep the spec if enough of its questions have a reference."""
+    questions = []
+    for (question, expected), group in zip(spec.questions, answers, strict=True):
+        labels = [canonical_label(s.text, question) for s in group]
+        questions.append(SpecQuestion(question, expected, group, labels, reference_label(vote(labels, seed))))
+    kept = [(q.text, q.reference) for q in questions if q.reference is not None]
+    if len(kept) >= MIN_KEPT:
+        item.spec, item.questions = spec, questions
+        item.quality = spec_quality(kept, spec.raw_count)
+
+
+def draw(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
+    """Draw N_g candidates for every spec, as one batch."""
+    specified = [item for item in items if item.spec is not None]
+    first = ctx.gather.before(len(specified))
+    if not specified:
+        return
+    settings = ctx.config.generate
     requests = [
-        ImageRequest(item.spec.prompt, derive_seed(config.seed, step, "draw", i, j))
-        for i, item in enumerate(items, start=earlier)
+        ImageRequest(item.spec.prompt, ctx.seed("draw", i, j))
+        for i, item in enumerate(specified, start=first)
         if item.spec is not None
-        for j in range(n)
+        for j in range(settings.candidates)
     ]
-    samples = iter(backbone.generate(requests, ImageSampling("rollout", config.generate.temperature)))
-    for item in items:
-        item.candidates = [Candidate(next(samples)) for _ in range(n)]
+    samples = iter(model.generate(requests, ImageSampling("rollout", settings.temperature)))
+    for item in specified:
+        item.candidates = [Candidate(next(samples)) for _ in range(settings.candidates)]
 
 
-def _judge(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfig, step: int, earlier: int) -> None:
+def judge(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
     """Ask the kept questions on every candidate and have it captioned, in one batch; fidelity and contradiction."""
     candidates = [c for item in items for c in item.candidates]
-    judged = [(item, c, q) for item in items for c in item.candidates for q in item.kept]
+    judged = [(c, q) for item in items for c in item.candidates for q in item.kept]
+    first = ctx.gather.before(len(judged))
+    if not candidates:
+        return
+    solve = ctx.config.solve
     requests = [
-        TextRequest(frame(q.text, framing), c.sample.image, derive_seed(config.seed, step, "judge", i, j))
-        for i, (_, c, q) in enumerate(judged, start=earlier)
+        TextRequest(frame(q.text, framing), c.sample.image, ctx.seed("judge", i, j))
+        for i, (c, q) in enumerate(judged, start=first)
         for j, framing in enumerate(SCORING_FRAMINGS)
     ]
-    answers = [TextSampling(config.solve.max_new_tokens, temperature=0.0)] * len(requests)
-    requests += [
-        TextRequest(CAPTION_PROMPT, c.sample.image, derive_seed(config.seed, step, "caption", i))
-        for i, c in enumerate(candidates)
-    ]
-    captions = [TextSampling(config.solve.caption_max_new_tokens, temperature=0.0)] * len(candidates)
-    samples = iter(backbone.solve(requests, [*answers, *captions]))
-    for i, (_, c, q) in enumerate(judged, start=earlier):
+    answers = [TextSampling(solve.max_new_tokens, temperature=0.0)] * len(requests)
+    requests += [TextRequest(CAPTION_PROMPT, c.sample.image, ctx.seed("caption", i)) for i, c in enumerate(candidates)]
+    captions = [TextSampling(solve.caption_max_new_tokens, temperature=0.0)] * len(candidates)
+    samples = iter(model.solve(requests, [*answers, *captions]))
+    for i, (c, q) in enumerate(judged, start=first):
         labels = [canonical_label(next(samples).text, q.text) for _ in SCORING_FRAMINGS]
         c.labels.append(labels)
-        c.majorities.append(vote(labels, derive_seed(config.seed, step, "judge", i)).majority)
+        c.majorities.append(vote(labels, ctx.seed("judge", i)).majority)
     for c in candidates:
         c.caption = next(samples).text.strip()
     for item in items:
@@ -192,44 +183,42 @@ def _judge(backbone: Backbone, items: Sequence[GenerationItem], config: RunConfi
             answered = [(q.text, m, str(q.reference)) for q, m in zip(item.kept, c.majorities, strict=True)]
             c.contradiction = contradiction(answered)
             c.fidelity = fidelity([float(same_answer(m, reference, text)) for text, m, reference in answered])
-    if config.generate.fidelity == "probability":
-        _soften_fidelity(backbone, judged, items)
+    if ctx.config.generate.fidelity == "probability":
+        _soften_fidelity(model, judged)
 
 
-def _soften_fidelity(
-    backbone: Backbone,
-    judged: Sequence[tuple[GenerationItem, Candidate, SpecQuestion]],
-    items: Sequence[GenerationItem],
-) -> None:
+def _soften_fidelity(model: Backbone, judged: Sequence[tuple[Candidate, SpecQuestion]]) -> None:
     """Replace majority fidelity by the Solver's probability of the reference answer on the candidate, averaged over
     the scoring framings. The reference's own sampled tokens are scored, so nothing is re-tokenised."""
     transplanted: list[TextSample] = []
-    for _, c, q in judged:
+    for c, q in judged:
         agreeing = [s for s, label in zip(q.samples, q.labels, strict=True) if label == q.reference]
         for own, label in zip(q.samples, q.labels, strict=True):
             answer = own if label == q.reference else agreeing[0]
             transplanted.append(replace(answer, request=replace(own.request, image=c.sample.image)))
-    scores = iter(backbone.token_logits(transplanted, Role.SOLVER))
+    scores = iter(model.token_logits(transplanted, Role.SOLVER))
     per_candidate: dict[int, list[float]] = {}
-    for _, c, q in judged:
+    for c, q in judged:
         total = [float(next(scores).logprobs.sum()) for _ in q.samples]
         probabilities = [1.0 if logprob > 0.0 else math.exp(logprob) for logprob in total]
         per_candidate.setdefault(id(c), []).append(sum(probabilities) / len(probabilities))
-    for item in items:
-        for c in item.candidates:
-            c.fidelity = fidelity(per_candidate[id(c)])
+    for c, _ in judged:
+        c.fidelity = fidelity(per_candidate[id(c)])
 
 
-def _compare(backbone: Backbone, items: Sequence[GenerationItem]) -> None:
-    """Cycle consistency and diversity of every candidate, from the base model's embeddings."""
-    candidates = [c for item in items for c in item.candidates]
-    written = [item.spec.prompt for item in items if item.spec is not None]
+def compare(model: Backbone, items: Sequence[GenerationItem]) -> None:
+    """Set cycle consistency and diversity of every candidate, from the base model's embeddings."""
+    specified = [item for item in items if item.candidates]
+    if not specified:
+        return
+    candidates = [c for item in specified for c in item.candidates]
+    written = [item.spec.prompt for item in specified if item.spec is not None]
     # Fetched as a whole: every score is a number of the host.
-    texts = backbone.embed([*written, *(c.caption for c in candidates)]).cpu()
+    texts = model.embed([*written, *(c.caption for c in candidates)]).cpu()
     prompts, captions = texts[: len(written)], texts[len(written) :]
-    images = backbone.embed([c.sample.image for c in candidates]).cpu()
+    images = model.embed([c.sample.image for c in candidates]).cpu()
     start = 0
-    for row, item in enumerate(items):
+    for row, item in enumerate(specified):
         stop = start + len(item.candidates)
         spread = diversity(images[start:stop])
         for offset, c in enumerate(item.candidates):
@@ -238,22 +227,32 @@ def _compare(backbone: Backbone, items: Sequence[GenerationItem]) -> None:
         start = stop
 
 
-def _reward(items: Sequence[GenerationItem], backbone: Backbone, config: RunConfig, step: int) -> None:
-    without = config.control.removeprefix("no_") if config.control.startswith("no_") else None
+def reward_generator(items: Sequence[GenerationItem], ctx: StepContext, *, regression: bool) -> None:
+    """Set R_g of every candidate and what the Generator learns from it.
+
+    Args:
+        items: of all processes.
+        ctx: of the step.
+        regression: whether the signals are regression weights, else advantages.
+    """
+    drawn = [item for item in items if item.spec is not None]
     groups = [
         [
-            generation_reward(item.quality, CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction), without)
+            generation_reward(
+                item.quality,
+                CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction),
+                ctx.variant.without_score,
+            )
             for c in item.candidates
         ]
-        for item in items
+        for item in drawn
     ]
-    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "generator"))
-    regression = uses_regression(backbone, config)
-    for item, rewards in zip(items, groups, strict=True):
+    groups = ctx.variant.rewards(groups, ctx.seed("control", "generator"))
+    for item, rewards in zip(drawn, groups, strict=True):
         for c, reward in zip(item.candidates, rewards, strict=True):
             c.reward = reward
         usable = [c for c in item.candidates if math.isfinite(c.reward)]
         finite = [c.reward for c in usable]
-        signals = regression_weights(finite, config.generate.tau) if regression else leave_one_out(finite)
+        signals = regression_weights(finite, ctx.config.generate.tau) if regression else leave_one_out(finite)
         for c, signal in zip(usable, signals, strict=True):
             c.signal = signal

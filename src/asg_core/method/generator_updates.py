@@ -16,15 +16,13 @@ from torch import Tensor
 
 from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Backbone, ImageSample, Role
-from asg_core.config.schema import RunConfig
-from asg_core.config.seeding import derive_seed
-from asg_core.method.ablations import generator_targets
+from asg_core.method.context import StepContext
 from asg_core.method.generation import uses_regression
-from asg_core.method.policy import clipped_policy_terms
+from asg_core.method.learner import Learner, StepResult, UpdateReport
+from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
-from asg_core.method.replay import NoiseFloor, Replay
-from asg_core.method.updates import UpdateReport, batches_of, mean_of, weighted_mean
-from asg_core.training.optimizer import RoleOptimizer, StepResult
+from asg_core.method.replay import Replay
+from asg_core.method.updates import batches_of, mean_of, weighted_mean
 
 
 @dataclass(eq=False)
@@ -40,90 +38,94 @@ class _Drawing:
 
 
 def update_generator(
-    backbone: Backbone,
-    items: Sequence[GenerationItem],
-    optimizer: RoleOptimizer,
-    config: RunConfig,
-    step: int,
-    at_once: int = 0,
-    floor: NoiseFloor | None = None,
+    model: Backbone, items: Sequence[GenerationItem], learner: Learner, ctx: StepContext
 ) -> UpdateReport:
-    """One update of the Generator on its own candidates, never on the source image.
+    """Take one update of the Generator on its own candidates, never on the source image.
 
     Regression takes one optimizer step, policy gradient ``policy.inner_steps``. Timestep and noise are shared by the
-    candidates of one prompt. ``UpdateReport.kl`` is the mean penalty. Raises TrainingStopped, before anything moves,
-    when the replayed log-probs of image tokens are not the sampled ones.
+    candidates of one prompt.
 
     Args:
-        items: the whole step's; this process learns from those that are its own.
-        at_once: candidates per backward pass, also fewer than a prompt has; 0: as configured.
-        floor: what rounding does to log-probs of image tokens, see Replay.
+        model: scores the candidates.
+        items: of all processes; this one learns from those that are its own.
+        learner: the Generator.
+        ctx: of the step; ``groups_at_once`` counts candidates here, also fewer than a prompt has.
+
+    Raises:
+        TrainingStopped: the replayed log-probs of image tokens are not the sampled ones; nothing has moved.
     """
     drawn = [item for item in items if item.candidates]
     signal = [item for item in drawn if any(c.signal for c in item.candidates)]
     silent = 1 - len(signal) / len(drawn) if drawn else None
     dropped = sum(c.signal is None for item in drawn for c in item.candidates)
-    if not signal or optimizer.lr == 0:
+    if not signal or learner.optimizer.lr == 0:
         return UpdateReport(StepResult(), None, dropped, silent)
-    groups = []
-    for i, item in enumerate(items):
-        if item.mine and any(c.signal for c in item.candidates):
-            taught = generator_targets(backbone, item, config.control)
-            groups.append([_Drawing(sample, weight, i, 1.0 / len(taught)) for sample, weight in taught])
-    if at_once:
-        groups = [[drawing] for group in groups for drawing in group]
-    batches = list(batches_of(groups, at_once or config.optimizer.groups_per_pass(len(groups))))
-    penalties: list[Tensor] = []
-    replay = Replay(floor, config.policy.clip)
+    config = ctx.config
+    groups = _targets(model, items, ctx)
+    batches = list(batches_of(groups, ctx.groups_at_once or config.optimizer.groups_per_pass(len(groups))))
+    loss = _DrawingLoss(model, ctx, len(signal))
+    replay = Replay(learner.floor, config.policy.clip)
 
     def losses(first: bool) -> Iterator[Callable[[], Tensor]]:
         for batch in batches:
-            yield lambda batch=batch: _generator_loss(backbone, batch, len(signal), config, step, penalties)  # type: ignore[misc]
+            yield lambda batch=batch: loss(batch)  # type: ignore[misc]
         if first:
-            _check_drawings(backbone, batches, replay)
+            _check_drawings(model, batches, replay)
 
     result = StepResult()
-    for inner in range(1 if uses_regression(backbone, config) else config.policy.inner_steps):
-        penalties.clear()
-        result = optimizer.step(losses(inner == 0), lambda: (*weighted_mean(penalties), *replay.sums))
+    for inner in range(1 if uses_regression(model, config) else config.policy.inner_steps):
+        loss.penalties.clear()
+        result = learner.optimizer.step(losses(inner == 0), lambda: (*weighted_mean(loss.penalties), *replay.sums))
         if result.nonfinite:
             break
     return UpdateReport(result, mean_of(result.sums), dropped, silent, replay.settle(result.sums[2:]))
 
 
-def _generator_loss(
-    backbone: Backbone,
-    drawings: Sequence[_Drawing],
-    prompts: int,
-    config: RunConfig,
-    step: int,
-    penalties: list[Tensor],
-) -> Tensor:
-    seeds = [derive_seed(config.seed, step, "noise", drawing.item) for drawing in drawings]
-    scored = backbone.generation_loss([drawing.sample for drawing in drawings], seeds)
-    penalties.append(scored.penalty.detach())
-    if scored.token_logprobs is not None:
+def _targets(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> list[list[_Drawing]]:
+    """This process's drawings by prompt; each by itself where memory is short."""
+    groups = []
+    for i, item in enumerate(items):
+        if item.mine and any(c.signal for c in item.candidates):
+            taught = ctx.variant.targets(model, item)
+            groups.append([_Drawing(sample, weight, i, 1.0 / len(taught)) for sample, weight in taught])
+    return [[drawing] for group in groups for drawing in group] if ctx.groups_at_once else groups
+
+
+class _DrawingLoss:
+    """The loss of some drawings of an update; ``penalties`` collects the penalties of those computed so far."""
+
+    def __init__(self, model: Backbone, ctx: StepContext, prompts: int) -> None:
+        self.penalties = list[Tensor]()
+        self._model, self._ctx, self._prompts = model, ctx, prompts
+        self._regression = uses_regression(model, ctx.config)
+
+    def __call__(self, drawings: Sequence[_Drawing]) -> Tensor:
+        config, name = self._ctx.config, type(self._model).__name__
+        seeds = [self._ctx.seed("noise", drawing.item) for drawing in drawings]
+        scored = self._model.generation_loss([drawing.sample for drawing in drawings], seeds)
+        self.penalties.append(scored.penalty.detach())
+        if scored.token_logprobs is not None:
+            for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
+                if drawing.old is None and drawing.sample.token_logprobs is not None:
+                    drawing.old = row[: len(drawing.sample.token_logprobs)].detach()
+        device, dtype = scored.loss.device, scored.loss.dtype
+        signals = tensor_on(device, [drawing.signal for drawing in drawings], dtype)
+        per_prompt = tensor_on(device, [drawing.share for drawing in drawings], dtype)
+        penalty = config.generate.penalty_weight * (scored.penalty * per_prompt).sum()
+        if self._regression:
+            return ((signals * scored.loss).sum() + penalty) / self._prompts
+        if scored.token_logprobs is None:
+            raise TypeError(f"{name}.generation_loss returned no token log-probs")
+        terms = []
         for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
-            if drawing.old is None and drawing.sample.token_logprobs is not None:
-                drawing.old = row[: len(drawing.sample.token_logprobs)].detach()
-    device, dtype = scored.loss.device, scored.loss.dtype
-    signals = tensor_on(device, [drawing.signal for drawing in drawings], dtype)
-    per_prompt = tensor_on(device, [drawing.share for drawing in drawings], dtype)
-    penalty = config.generate.penalty_weight * (scored.penalty * per_prompt).sum()
-    if uses_regression(backbone, config):
-        return ((signals * scored.loss).sum() + penalty) / prompts
-    if scored.token_logprobs is None:
-        raise TypeError(f"{type(backbone).__name__}.generation_loss returned no token log-probs")
-    terms = []
-    for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
-        if drawing.old is None:
-            raise TypeError(f"{type(backbone).__name__}.generate stored no token log-probs")
-        new = row[: len(drawing.old)]
-        terms.append(clipped_policy_terms(new, drawing.old, drawing.signal, config.policy.clip).mean())
-    return ((torch.stack(terms) * per_prompt).sum() + penalty) / prompts
+            if drawing.old is None:
+                raise TypeError(f"{name}.generate stored no token log-probs")
+            new = row[: len(drawing.old)]
+            terms.append(clipped_policy_terms(new, drawing.old, drawing.signal, config.policy.clip).mean())
+        return ((torch.stack(terms) * per_prompt).sum() + penalty) / self._prompts
 
 
-def _check_drawings(backbone: Backbone, batches: Sequence[Sequence[_Drawing]], replay: Replay) -> None:
+def _check_drawings(model: Backbone, batches: Sequence[Sequence[_Drawing]], replay: Replay) -> None:
     drawn = [drawing for batch in batches for drawing in batch if drawing.old is not None]
     if not drawn:
         return
@@ -132,11 +134,11 @@ def _check_drawings(backbone: Backbone, batches: Sequence[Sequence[_Drawing]], r
 
     def again() -> tuple[Tensor, Tensor]:
         copies = 1 if len(batches[0]) > 1 else 2
-        scores = backbone.generation_loss([drawn[0].sample] * copies, [0] * copies).token_logprobs
+        scores = model.generation_loss([drawn[0].sample] * copies, [0] * copies).token_logprobs
         first = _scored(drawn[:1])
         return first, first if scores is None else scores[0, : len(first)]
 
-    replay.check(scored, stored.to(scored), again, Role.GENERATOR, backbone.dtype)
+    replay.check(scored, stored.to(scored), again, Role.GENERATOR, model.dtype)
 
 
 def _scored(drawings: Sequence[_Drawing]) -> Tensor:

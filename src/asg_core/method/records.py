@@ -26,6 +26,17 @@ class Answer:
 
 
 @dataclass(eq=False)
+class Solution:
+    """What the Solver said to one question: answers to vote on, their vote, and the greedy answer with its raw STE in
+    nats (None where STE is off or could not be measured)."""
+
+    answers: list[Answer]
+    vote: Vote
+    greedy: TextSample | None = None
+    ste: float | None = None
+
+
+@dataclass(eq=False)
 class Question:
     """One Proposer completion and all that followed from it.
 

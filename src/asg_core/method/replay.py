@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asg_core.backbones.interface import Role
 from asg_core.errors import TrainingStopped
-from asg_core.method.policy import k3
+from asg_core.method.losses import k3
 
 LEAST_NOISE = {torch.float64: 1e-12, torch.float32: 1e-7, torch.float16: 1e-4, torch.bfloat16: 4e-3}
 """Mean k3, nats per token, that rounding is granted by dtype of the base, however little of it was measured: kernels

@@ -10,25 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from asg_core.method.answers import answer_span
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from asg_core.backbones.interface import TextSample
-
-
-def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) over the last axis, in float32 whatever the input.
-
-    Args:
-        logits: (..., V) raw logits at temperature 1, any float dtype.
-
-    Returns:
-        (...) float32 nats in [0, ln V]; NaN where a row holds a non-finite logit.
-    """
-    import torch
-
-    entropy = torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(dim=-1)
-    entropy = entropy.clamp(0.0, math.log(logits.shape[-1]))
-    return torch.where(torch.isfinite(logits).all(dim=-1), entropy, torch.nan)
 
 
 def solver_token_entropy(sample: TextSample, tokens: int, reduce: Literal["max", "mean", "off"]) -> float | None:

@@ -4,8 +4,8 @@
                                     --Solver, greedy------> STE
     R_p = 0.70 d_ste + 0.30 r_sc        R_s = +info | -0.25 info, times p(label)^0.7
 
-Everything here only samples and scores; the updates are in ``steps.update``. With several processes each one samples
-for its own images; rewards are computed everywhere from the records of all.
+Everything here only samples and scores; the updates are in ``updates``. With several processes each one samples for its
+own images; rewards are computed everywhere from the records of all.
 """
 
 from __future__ import annotations
@@ -14,147 +14,189 @@ import math
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
-from asg_core.config.schema import RunConfig
-from asg_core.config.seeding import derive_seed
+from asg_core.config.schema import Ask, RunConfig
+from asg_core.config.seeding import Seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.ablations import perturb_rewards
+from asg_core.method.advantages import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.method.answers import canonical_label, vote
-from asg_core.method.policy import EmaBaseline, leave_one_out, over_finite, z_score
+from asg_core.method.context import StepContext
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, QUESTION_PROMPT, GateFailure, frame, parse_question
-from asg_core.method.records import Answer, Question, UnderstandingItem
+from asg_core.method.records import Answer, Question, Solution, UnderstandingItem
 from asg_core.method.rewards import GATED, proposer_reward, solver_learns, solver_rewards
 from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy
-from asg_core.training.distributed import Processes
-from asg_core.training.gather import whole_understanding_step
 
 
 @torch.no_grad()
 def understanding_step(
-    backbone: Backbone,
+    model: Backbone,
     images: Sequence[PoolImage],
-    config: RunConfig,
-    step: int,
+    ctx: StepContext,
     window: RollingPercentile,
     baseline: EmaBaseline,
-    processes: Processes | None = None,
-    first: int = 0,
 ) -> list[UnderstandingItem]:
-    """Sample, vote and score one batch of images; fills every reward and advantage.
+    """Sample, vote and score one batch of images; fill every reward and advantage.
 
     Args:
+        model: asks and solves.
         images: this process's share of the step's images, perhaps none.
-        step: 1-based number of the step; with the run seed it fixes every random draw.
+        ctx: of the step.
         window: recent raw STE values; percentiles are taken before this step's values are inserted, so that the order
             of the batch does not matter.
         baseline: the Solver's EMA baseline; moved only when ``policy.solver_advantage == "ema"``.
-        processes: of the run; None if there is one.
-        first: place of ``images[0]`` among the step's images.
 
     Returns:
         the items of all processes, in the order of the step's images.
     """
-    processes = processes or Processes()
-    items = []
-    if images:
-        learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
-        base = [None] if learning else []  # an update needs it too, for its KL
-        backbone.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER, *base])
-        items = _ask(backbone, images, config, step, first)
-    questions = [(item, q) for item in items for q in item.questions if q.text is not None]
-    (earlier,) = processes.sums_before([len(questions)])
-    if questions:
-        _solve(backbone, questions, config, step, earlier)
-    items = whole_understanding_step(processes, items)
-    asked = [q for item in items for q in item.questions if q.text is not None]
-    _rank_entropy(asked, window)
-    _reward_proposer(items, config, step)
-    _reward_solver(asked, config, step, baseline)
+    items = ask(model, images, ctx)
+    solve(model, items, ctx)
+    items = ctx.gather(items)
+    rank_difficulty(items, window)
+    reward_proposer(items, ctx)
+    reward_solver(items, ctx, baseline)
     return items
 
 
-def _ask(
-    backbone: Backbone, images: Sequence[PoolImage], config: RunConfig, step: int, first: int
-) -> list[UnderstandingItem]:
-    k = config.ask.questions_per_image
+def ask(model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> list[UnderstandingItem]:
+    """Sample K questions about each image; a completion that is none keeps the reason and the gate's reward."""
+    if not images:
+        return []
+    optimizer = ctx.config.optimizer
+    learning = optimizer.lr_proposer > 0 or optimizer.lr_solver > 0
+    base = [None] if learning else []  # an update needs it too, for its KL
+    model.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER, *base])
+    groups = ask_questions(model, [source.image for source in images], ctx.config.ask, ctx.seed, first=ctx.offset)
+    return [UnderstandingItem(source, questions) for source, questions in zip(images, groups, strict=True)]
+
+
+def ask_questions(
+    model: Backbone,
+    images: Sequence[Image],
+    settings: Ask,
+    seed: Seed,
+    *,
+    first: int = 0,
+    role: Role | None = Role.PROPOSER,
+) -> list[list[Question]]:
+    """Sample ``settings.questions_per_image`` questions about each image, as one batch.
+
+    Args:
+        model: asks.
+        images: what to ask about.
+        settings: how many, and how to sample them.
+        seed: called with ("ask", image, question).
+        first: number of ``images[0]`` for the seeds.
+        role: whose adapter is on; None for the base model.
+    """
+    k = settings.questions_per_image
     requests = [
-        TextRequest(QUESTION_PROMPT, source.image, derive_seed(config.seed, step, "ask", i, j))
-        for i, source in enumerate(images, start=first)
+        TextRequest(QUESTION_PROMPT, image, seed("ask", i, j))
+        for i, image in enumerate(images, start=first)
         for j in range(k)
     ]
-    samples = backbone.ask(requests, TextSampling(config.ask.max_new_tokens, config.ask.temperature))
-    items = []
-    for place, source in enumerate(images):
-        questions = []
-        for sample in samples[place * k : (place + 1) * k]:
-            parsed = parse_question(sample.text) if sample.finish_reason == "stop" else GateFailure("did not end")
-            if isinstance(parsed, GateFailure):
-                questions.append(Question(sample, None, parsed.reason, scored=GATED))
-            else:
-                questions.append(Question(sample, parsed, None))
-        items.append(UnderstandingItem(source, questions))
-    return items
+    samples = model.ask(requests, TextSampling(settings.max_new_tokens, settings.temperature), role)
+    questions = []
+    for sample in samples:
+        parsed = parse_question(sample.text) if sample.finish_reason == "stop" else GateFailure("did not end")
+        if isinstance(parsed, GateFailure):
+            questions.append(Question(sample, None, parsed.reason, scored=GATED))
+        else:
+            questions.append(Question(sample, parsed, None))
+    return [questions[start : start + k] for start in range(0, len(questions), k)]
 
 
-def _solve(
-    backbone: Backbone,
-    questions: Sequence[tuple[UnderstandingItem, Question]],
+def solve(model: Backbone, items: Sequence[UnderstandingItem], ctx: StepContext) -> None:
+    """Answer every question: N votes under the framings, and one greedy answer whose token entropies are STE."""
+    asked = [(item, q) for item in items for q in item.questions if q.text is not None]
+    first = ctx.gather.before(len(asked))
+    if not asked:
+        return
+    pairs = [(item.source.image, str(q.text)) for item, q in asked]
+    framings = ctx.variant.framings(FRAMINGS[: ctx.config.solve.framings])
+    found = solve_questions(model, pairs, ctx.config, ctx.seed, first=first, framings=framings)
+    for (_, q), solution in zip(asked, found, strict=True):
+        q.answers, q.vote = solution.answers, solution.vote
+        q.greedy, q.ste = solution.greedy, solution.ste
+
+
+def solve_questions(
+    model: Backbone,
+    questions: Sequence[tuple[Image, str]],
     config: RunConfig,
-    step: int,
-    earlier: int,
-) -> None:
-    """Answers to vote on and, in the same batch, the greedy answer whose entropies are STE."""
-    framings = FRAMINGS[: config.solve.framings]
-    if config.control == "one_framing":
-        framings = (CANONICAL_FRAMING,) * len(framings)
+    seed: Seed,
+    *,
+    first: int = 0,
+    framings: Sequence[str] | None = None,
+    role: Role | None = Role.SOLVER,
+) -> list[Solution]:
+    """Answer each question under every framing, sampled, and once greedily, as one batch; count the votes.
+
+    Args:
+        model: answers.
+        questions: images and questions about them.
+        config: how to sample (``solve``) and how to reduce token entropies (``ste``; "off": no greedy answer).
+        seed: called with ("solve", question, framing), ("ste", question) and ("vote", question).
+        first: number of ``questions[0]`` for the seeds.
+        framings: one per vote; None: the first ``solve.framings`` of the method's.
+        role: whose adapter is on; None for the base model.
+    """
+    framings = FRAMINGS[: config.solve.framings] if framings is None else framings
     measured = questions if config.ste.reduce != "off" else []
     requests = [
-        TextRequest(frame(str(q.text), framing), item.source.image, derive_seed(config.seed, step, "solve", i, j))
-        for i, (item, q) in enumerate(questions, start=earlier)
+        TextRequest(frame(text, framing), image, seed("solve", i, j))
+        for i, (image, text) in enumerate(questions, start=first)
         for j, framing in enumerate(framings)
     ]
     sampled = [TextSampling(config.solve.max_new_tokens, config.solve.temperature)] * len(requests)
     requests += [
-        TextRequest(frame(str(q.text), CANONICAL_FRAMING), item.source.image, derive_seed(config.seed, step, "ste", i))
-        for i, (item, q) in enumerate(measured, start=earlier)
+        TextRequest(frame(text, CANONICAL_FRAMING), image, seed("ste", i))
+        for i, (image, text) in enumerate(measured, start=first)
     ]
     greedy = [TextSampling(config.solve.max_new_tokens, temperature=0.0)] * len(measured)
-    samples = iter(backbone.solve(requests, [*sampled, *greedy]))
-    for i, (_, q) in enumerate(questions, start=earlier):
-        q.answers = [Answer(f, s := next(samples), canonical_label(s.text, str(q.text))) for f in framings]
-        q.vote = vote([a.label for a in q.answers], derive_seed(config.seed, step, "vote", i))
-    for _, q in measured:
-        q.greedy = next(samples)
-        q.ste = solver_token_entropy(q.greedy, config.ste.tokens, config.ste.reduce)
+    samples = iter(model.solve(requests, [*sampled, *greedy], role))
+    solutions = []
+    for i, (_, text) in enumerate(questions, start=first):
+        answers = [Answer(f, s := next(samples), canonical_label(s.text, text)) for f in framings]
+        solutions.append(Solution(answers, vote([a.label for a in answers], seed("vote", i))))
+    for solution in solutions[: len(measured)]:
+        solution.greedy = next(samples)
+        solution.ste = solver_token_entropy(solution.greedy, config.ste.tokens, config.ste.reduce)
+    return solutions
 
 
-def _rank_entropy(questions: Sequence[Question], window: RollingPercentile) -> None:
-    for q in questions:
+def rank_difficulty(items: Sequence[UnderstandingItem], window: RollingPercentile) -> None:
+    """Set d_ste of every question with a raw STE, then remember the raw values."""
+    measured = [q for item in items for q in item.questions if q.ste is not None]
+    for q in measured:
         q.ste_percentile = None if q.ste is None else window.difficulty(q.ste)
-    for q in questions:
+    for q in measured:
         if q.ste is not None:
             window.insert(q.ste)
 
 
-def _reward_proposer(items: Sequence[UnderstandingItem], config: RunConfig, step: int) -> None:
+def reward_proposer(items: Sequence[UnderstandingItem], ctx: StepContext) -> None:
+    """Set R_p of every completion, and its z-scored advantage among those about the same image."""
     groups = []
     for item in items:
         for q in item.questions:
             if q.vote is not None:
                 q.scored = proposer_reward(q.vote, q.ste_percentile)
         groups.append([q.scored.value for q in item.questions if q.scored is not None])
-    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "proposer"))
+    groups = ctx.variant.rewards(groups, ctx.seed("control", "proposer"))
     for item, rewards in zip(items, groups, strict=True):
         for q, reward, advantage in zip(item.questions, rewards, over_finite(z_score, rewards), strict=True):
             q.reward, q.advantage = reward, advantage
 
 
-def _reward_solver(questions: Sequence[Question], config: RunConfig, step: int, baseline: EmaBaseline) -> None:
-    learning = [q for q in questions if q.vote is not None and solver_learns(q.vote, config.solve.min_agreement)]
+def reward_solver(items: Sequence[UnderstandingItem], ctx: StepContext, baseline: EmaBaseline) -> None:
+    """Set R_s and the advantage of every answer to a question that passes the agreement gate."""
+    asked = [q for item in items for q in item.questions]
+    learning = [q for q in asked if q.vote is not None and solver_learns(q.vote, ctx.config.solve.min_agreement)]
     groups = [solver_rewards(q.vote) for q in learning if q.vote is not None]
-    groups = perturb_rewards(groups, config.control, derive_seed(config.seed, step, "control", "solver"))
-    match config.policy.solver_advantage:
+    groups = ctx.variant.rewards(groups, ctx.seed("control", "solver"))
+    match ctx.config.policy.solver_advantage:
         case "leave_one_out":
             advantages = [over_finite(leave_one_out, rewards) for rewards in groups]
         case "z_score":

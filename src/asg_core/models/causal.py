@@ -84,6 +84,16 @@ class CausalBackbone(Backbone):
             with self.adapters.use(role):
                 self._prefixes.keep(distinct, rows, place * len(distinct))
 
+    def release_memory(self) -> None:
+        """See Backbone: the static slots of compiled passes."""
+        if self.compiled is not None:
+            self.compiled.release()
+
+    @property
+    def runs_compiled(self) -> bool:
+        """See Backbone."""
+        return self.compiled is not None
+
     def _has_read(self, role: Role | None, images: Sequence[Image]) -> bool:
         with self.adapters.use(role):
             return self._prefixes.find(images) is not None

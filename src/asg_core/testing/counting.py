@@ -23,13 +23,16 @@ from PIL.Image import Image
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.learner import Learner, UpdateReport
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.records import GenerationItem, UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
 from asg_core.models.causal import CausalBackbone
 from asg_core.models.lora import RoleAdapters
 from asg_core.testing.operations import Operations, watched
@@ -75,13 +78,13 @@ def understanding(backbone: CausalBackbone, images: Sequence[Image], config: Run
     """Run one understanding step with both updates; completions are made :func:`scripted_text`."""
     with _counting(backbone, config) as step:
         pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
-        items = understanding_step(backbone, pool, config, 1, RollingPercentile(), EmaBaseline())
+        ctx = StepContext(config, 1)
+        items = understanding_step(backbone, pool, ctx, RollingPercentile(), EmaBaseline())
         step.items = items
         for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
-            beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
-            step.reports[role] = update_text_role(
-                backbone, role, groups, _optimizer(backbone, role, config), beta, config
-            )
+            kl = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
+            learner = Learner(role, _optimizer(backbone, role, config), kl)
+            step.reports[role] = update_text_role(backbone, groups, learner, ctx)
     return step
 
 
@@ -89,10 +92,11 @@ def generation(backbone: CausalBackbone, images: Sequence[Image], config: RunCon
     """Run one generation step with the Generator's update; completions are made :func:`scripted_text`."""
     with _counting(backbone, config) as step:
         pool = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(images)]
-        items = generation_step(backbone, pool, config, 1)
+        ctx = StepContext(config, 1)
+        items = generation_step(backbone, pool, ctx)
         step.items = items
-        optimizer = _optimizer(backbone, Role.GENERATOR, config)
-        step.reports[Role.GENERATOR] = update_generator(backbone, items, optimizer, config, 1)
+        learner = Learner(Role.GENERATOR, _optimizer(backbone, Role.GENERATOR, config))
+        step.reports[Role.GENERATOR] = update_generator(backbone, items, learner, ctx)
     return step
 
 

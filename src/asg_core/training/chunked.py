@@ -1,15 +1,14 @@
 """A step with fewer of its images in memory at once: ``optimizer.micro_batch=auto``, once memory has run out.
 
-A batch equals its singles and a seed belongs to a sample, so portions change no result beyond float rounding. That tips
-hardly a token in float32; in bfloat16 it tips some, and results are the same in distribution only. Portions cost time:
-smaller batches, and an image that is read again in every call, because nothing of a portion is kept for the next.
+A batch equals its singles and a seed belongs to a sample, so chunks change no result beyond float rounding. That tips
+hardly a token in float32; in bfloat16 it tips some, and results are the same in distribution only. Chunks cost time:
+smaller batches, and an image that is read again in every call, because nothing of a chunk is kept for the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -40,15 +39,6 @@ def images_in_step(kind: Kind, config: RunConfig) -> int:
     return config.generate.prompts_per_step * config.generate.candidates
 
 
-def checked_sizes(values: Mapping[str, Any]) -> dict[Kind, int]:
-    """Images at a time by kind of step, from a state document. KeyError or ValueError if they are none."""
-    kinds: dict[str, Kind] = {"understanding": "understanding", "generation": "generation"}
-    for value in values.values():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{value!r:.50} images cannot be worked on at a time")
-    return {kinds[name]: value for name, value in values.items()}
-
-
 def in_chunks(backbone: Backbone, at_once: int) -> Backbone:
     """``backbone`` itself if ``at_once`` is 0, else :class:`Chunked` of it."""
     return Chunked(backbone, at_once) if at_once else backbone
@@ -57,8 +47,8 @@ def in_chunks(backbone: Backbone, at_once: int) -> Backbone:
 class Chunked(BackboneProxy):
     """``backbone``, whose calls see at most ``at_once`` distinct images, drawings or texts at a time; results in order.
 
-    What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each portion gets
-    copies, and what was kept of them goes with the portion. ``generation_loss`` is not divided: the update of the
+    What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each chunk gets
+    copies, and what was kept of them goes with the chunk. ``generation_loss`` is not divided: the update of the
     Generator accumulates gradients itself.
 
     Args:
@@ -128,7 +118,7 @@ class Chunked(BackboneProxy):
             yield [place for places in of_image[start : start + self._at_once] for place in places]
 
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
-        """Nothing: a prefix of these images would stay in memory, and the copies of a portion could not use it."""
+        """Nothing: a prefix of these images would stay in memory, and the copies of a chunk could not use it."""
 
     def generate(
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
@@ -143,12 +133,12 @@ class Chunked(BackboneProxy):
 
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """See Backbone."""
-        portions = [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
-        if not portions:
+        chunks = [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
+        if not chunks:
             return self.inner.embed(items)
         return torch.cat([
-            self.inner.embed([item if isinstance(item, str) else item.copy() for item in portion])
-            for portion in portions
+            self.inner.embed([item if isinstance(item, str) else item.copy() for item in chunk])
+            for chunk in chunks
         ])  # fmt: skip
 
 

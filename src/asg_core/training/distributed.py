@@ -164,12 +164,9 @@ class Processes:
         """Return when every process has called this."""
         self.gather(None)
 
-    def sums_before(self, counts: Sequence[int]) -> list[int]:
-        """For each count its sum over the shares before this process's: where its numbering starts."""
-        if self.sharded:
-            return [0] * len(counts)
-        lower = self.gather(list(counts))[: self.rank]
-        return [sum(values) for values in zip(*lower, strict=True)] if lower else [0] * len(counts)
+    def sum_before(self, count: int) -> int:
+        """Return the sum of ``count`` over the shares before this process's: where its numbering starts."""
+        return 0 if self.sharded else sum(self.gather(count)[: self.rank])
 
     def require_equal(self, values: Mapping[str, str], when: str) -> None:
         """Check that all processes pass the same ``values``, texts by name.

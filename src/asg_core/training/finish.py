@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.registry import resolve
+from asg_core.config.schema import RunConfig
 from asg_core.evaluation import EvalItem, EvaluationRequest
 from asg_core.evaluation.compare import compare
 from asg_core.evaluation.protocol import evaluation_protocol
@@ -21,11 +22,10 @@ from asg_core.evaluation.store import AFTER, BEFORE, store
 from asg_core.runs.folder import read_json_lines, write_json
 from asg_core.runs.model_card import write_card
 from asg_core.runs.report import render_report
-from asg_core.training.recovery import memory_problems
+from asg_core.training.memory import memory_problems
 from asg_core.training.schedule import kinds
-
-if TYPE_CHECKING:
-    from asg_core.training.trainer import Trainer
+from asg_core.training.setup import RunSetup
+from asg_core.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -51,66 +51,66 @@ class RunSummary:
     never_updated: tuple[Role, ...]
 
 
-def evaluate(trainer: Trainer, *, trained: bool) -> list[EvalItem] | None:
+def evaluate(run: RunSetup, *, trained: bool) -> list[EvalItem] | None:
     """Evaluate the base or the trained model; None if the backbone has no evaluation. A stored "before" is reused.
 
     With several processes the first one does it and the others, which get None, go on to where they wait for it; where
     the base is sharded all of them do it.
     """
-    target = trainer.manifest.evaluation
-    main = trainer.processes.is_main
-    if target is None or not trainer.config.evaluate or not (main or trainer.processes.sharded):
+    target = run.manifest.evaluation
+    main = run.processes.is_main
+    if target is None or not run.config.evaluate or not (main or run.processes.sharded):
         return None
-    file = trainer.folder.evaluation / ("after.json" if trained else "before.json")
+    file = run.folder.evaluation / ("after.json" if trained else "before.json")
     if not trained and file.is_file():
         return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
-    with trainer.display.task("evaluating after" if trained else "evaluating before") as progress:
-        request = EvaluationRequest(trainer.backbone, trained, trainer.config.seed, None, progress)
+    with run.display.task("evaluating after" if trained else "evaluating before") as progress:
+        request = EvaluationRequest(run.backbone, trained, run.config.seed, None, progress)
         with memory_problems("the evaluation"):
             items: list[EvalItem] = resolve(target)(request)
     if main:
-        protocol = evaluation_protocol(trainer.backbone, trainer.config, items, trained=trained)
-        store(trainer.folder.evaluation, AFTER if trained else BEFORE, items, protocol)
+        protocol = evaluation_protocol(run.backbone, run.config, items, trained=trained)
+        store(run.folder.evaluation, AFTER if trained else BEFORE, items, protocol)
     return items
 
 
 def finish_run(
-    trainer: Trainer, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
+    run: RunSetup, state: TrainState, before: list[EvalItem] | None, after: list[EvalItem] | None, interrupted: bool
 ) -> RunSummary:
     """Save the adapters, write summary.json and report.html, all by the first process."""
-    folder, idle = trainer.folder, _never_updated(trainer)
-    done = (folder.path, trainer.step, trainer.seconds, interrupted)
-    if not trainer.processes.is_main:
+    folder, idle = run.folder, _never_updated(run.config, state)
+    done = (folder.path, state.step, state.seconds, interrupted)
+    if not run.processes.is_main:
         return RunSummary(*done, None, folder.path / "report.html", idle)
     for role in Role:
-        trainer.backbone.save_role(role, folder.adapters / role.value)
+        run.backbone.save_role(role, folder.adapters / role.value)
     rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
     write_json(
         folder.summary,
         {
-            "backbone": trainer.config.backbone,
-            "steps_done": trainer.step,
-            "seconds": round(trainer.seconds, 3),
+            "backbone": run.config.backbone,
+            "steps_done": state.step,
+            "seconds": round(state.seconds, 3),
             "interrupted": interrupted,
-            "processes": trainer.processes.count,
+            "processes": run.processes.count,
             "never_updated": [role.value for role in idle],
-            "peak_memory_bytes": _peak_memory(trainer.backbone.device),
+            "peak_memory_bytes": _peak_memory(run.backbone.device),
             "asg_core": version("asg-core"),
             **{name: version(name) for name in ("torch", "transformers", "peft")},
             "evaluation": rows,
         },
     )
-    write_card(folder, trainer.manifest, trainer.config, len(trainer.pool))
+    write_card(folder, run.manifest, run.config, len(run.pool))
     if idle and not interrupted:
-        trainer.display.message(_why_idle(idle, read_json_lines(folder.metrics)))
+        run.display.message(_why_idle(idle, read_json_lines(folder.metrics)))
     return RunSummary(*done, rows, render_report(folder.path), idle)
 
 
-def _never_updated(trainer: Trainer) -> tuple[Role, ...]:
-    planned = kinds(trainer.config.steps, trainer.config.schedule)
+def _never_updated(config: RunConfig, state: TrainState) -> tuple[Role, ...]:
+    planned = kinds(config.steps, config.schedule)
     return tuple(
         role
-        for role, optimizer in trainer.optimizers.items()
+        for role, optimizer in state.optimizers.items()
         if ("generation" if role is Role.GENERATOR else "understanding") in planned
         and optimizer.lr > 0
         and not optimizer.has_stepped
@@ -118,7 +118,7 @@ def _never_updated(trainer: Trainer) -> tuple[Role, ...]:
 
 
 def _why_idle(idle: Sequence[Role], records: Sequence[Mapping[str, Any]]) -> str:
-    """What the steps had to learn from, as one line for a person."""
+    """Return what the steps had to learn from, as one line for a person."""
     failed, questions, skipped, specs = (
         sum(record.get(key) or 0 for record in records) for key in ("gate_failures", "questions", "skipped", "specs")
     )

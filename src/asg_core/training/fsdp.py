@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import ConfigError
-from asg_core.models.causal import CausalBackbone
 
 
 def shard_base(backbone: Backbone, device: torch.device, count: int) -> None:
@@ -29,7 +28,7 @@ def shard_base(backbone: Backbone, device: torch.device, count: int) -> None:
     Raises:
         ConfigError: the backbone does not say which layers can be split, or decodes by compiled passes.
     """
-    if isinstance(backbone, CausalBackbone) and backbone.compiled is not None:
+    if backbone.runs_compiled:
         raise ConfigError(
             "backbone_options.compile_decode=true does not go with FSDP",
             "a compiled pass would use weights that are gathered for one layer at a time and dropped again",

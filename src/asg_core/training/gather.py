@@ -1,4 +1,4 @@
-"""Records of a step as JSON, so that every process of a run has all of them (``processes``).
+"""Records of a step as JSON, so that every process of a run has all of them (``distributed``).
 
 Pixels, trajectories and greedy answers stay with the process that made them: nothing computed from the records of other
 processes (rewards, advantages, metrics) needs them.
@@ -17,41 +17,51 @@ from asg_core.backbones.interface import ImageRequest, ImageSample, TextRequest,
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.answers import Vote
 from asg_core.method.prompts import Spec
-from asg_core.method.records import Answer, Candidate, GenerationItem, Question, SpecQuestion, UnderstandingItem
+from asg_core.method.records import (
+    Answer,
+    Candidate,
+    GenerationItem,
+    Kind,
+    Question,
+    SpecQuestion,
+    UnderstandingItem,
+)
 from asg_core.method.rewards import GATED
 from asg_core.training.distributed import Processes
 
 ELSEWHERE = Image.new("RGB", (1, 1))
 """Stands for an image whose pixels another process has."""
 
-T = TypeVar("T", UnderstandingItem, GenerationItem)
+Item = TypeVar("Item")
 
 
-def whole_understanding_step(processes: Processes, items: Sequence[UnderstandingItem]) -> list[UnderstandingItem]:
-    """The items of all processes in the order of the step's images; those of this one are the objects given.
+class ProcessGather:
+    """Joins the shares of all processes of a run (``method.context.Gather``).
 
     Args:
-        items: this process's share, before rewards.
+        processes: of the run.
+        kind: of the step, hence of its items.
     """
-    return _whole(processes, items, _pack_understanding, _unpack_understanding)
 
+    def __init__(self, processes: Processes, kind: Kind) -> None:
+        self._processes = processes
+        self._pack, self._unpack = _RECORDS[kind]
 
-def whole_generation_step(processes: Processes, items: Sequence[GenerationItem]) -> list[GenerationItem]:
-    """:func:`whole_understanding_step` of a generation step."""
-    return _whole(processes, items, _pack_generation, _unpack_generation)
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items of all processes in the order of the step's images; own ones are the objects given."""
+        processes = self._processes
+        if processes.count == 1 or processes.sharded:
+            return list(items)
+        shares = processes.gather([self._pack(item) for item in items])
+        return [
+            item
+            for rank, share in enumerate(shares)
+            for item in (items if rank == processes.rank else [self._unpack(row) for row in share])
+        ]
 
-
-def _whole(
-    processes: Processes, items: Sequence[T], pack: Callable[[T], dict[str, Any]], unpack: Callable[[Any], T]
-) -> list[T]:
-    if processes.count == 1 or processes.sharded:
-        return list(items)
-    shares = processes.gather([pack(item) for item in items])
-    return [
-        item
-        for rank, share in enumerate(shares)
-        for item in (items if rank == processes.rank else [unpack(row) for row in share])
-    ]
+    def before(self, count: int) -> int:
+        """Return the sum of ``count`` over the shares before this process's."""
+        return self._processes.sum_before(count)
 
 
 def _pack_text(sample: TextSample) -> dict[str, Any]:
@@ -134,3 +144,9 @@ def _unpack_generation(row: dict[str, Any]) -> GenerationItem:
         ],
         mine=False,
     )
+
+
+_RECORDS: dict[Kind, tuple[Callable[[Any], dict[str, Any]], Callable[[Any], Any]]] = {
+    "understanding": (_pack_understanding, _unpack_understanding),
+    "generation": (_pack_generation, _unpack_generation),
+}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -16,26 +15,8 @@ from torch import Tensor
 
 from asg_core.backbones.devices import moved_to
 from asg_core.errors import TrainingStopped
+from asg_core.method.learner import StepResult
 from asg_core.training.distributed import base_is_sharded, peers
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did.
-
-    Attributes:
-        loss: sum of the backward-passed losses, over all processes; None when nothing was to be done.
-        grad_norm: gradient norm before clipping, None when no step was taken.
-        applied: whether the weights moved.
-        nonfinite: whether the step was dropped because a loss, a gradient or a moment was not finite.
-        sums: what ``statistics`` returned, summed over all processes.
-    """
-
-    loss: float | None = None
-    grad_norm: float | None = None
-    applied: bool = False
-    nonfinite: bool = False
-    sums: tuple[float, ...] = ()
 
 
 class RoleOptimizer:

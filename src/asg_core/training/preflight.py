@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.manifest import BackboneManifest
 from asg_core.backbones.registry import validate_options
 from asg_core.config.schema import RunConfig
-from asg_core.errors import ConfigError
+from asg_core.errors import ConfigError, RunFolderError
 from asg_core.method.records import Kind
+from asg_core.training.checkpoint import KEEP
 from asg_core.training.distributed import launched_processes
 from asg_core.training.schedule import kinds
 
 
 def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
-    """The kinds of steps that the run will take.
+    """Return the kinds of steps that the run will take.
 
     Raises:
         ConfigError: the backbone cannot take them, a tracker is not installed, there are no images, two settings
@@ -59,3 +63,22 @@ def check_plan(config: RunConfig, manifest: BackboneManifest) -> set[Kind]:
             "no images were given", f"backbone {config.backbone!r} brings none of its own", "add images=FOLDER"
         )
     return planned
+
+
+def check_free_space(folder: Path, backbone: Backbone) -> None:
+    """Refuse to start where the checkpoints of a run would not fit: adapters and two moments in float32, ``KEEP`` + 1
+    times while one is being written, and the final adapters.
+
+    Raises:
+        RunFolderError: too little space where ``folder`` is, or will be.
+    """
+    adapters = 4 * sum(p.numel() for role in Role for p in backbone.trainable(role).values())
+    needed = adapters * (3 * (KEEP + 1) + 1)
+    place = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunFolderError(
+            f"the disk of {folder} is too full for a run",
+            f"checkpoints need about {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free",
+            "free some space, or choose a folder on another disk with out=DIR",
+        )

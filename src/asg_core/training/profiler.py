@@ -28,7 +28,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asg_core.backbones.interface import Backbone, GenerationLoss, Role, TokenLogits, broadcast_sampling
 from asg_core.errors import ConfigError
-from asg_core.models.causal import CausalBackbone
 from asg_core.runs.folder import write_json
 
 Phase = Literal["prefill", "ask", "solve", "score", "update", "generate", "embed", "core"]
@@ -132,7 +131,7 @@ def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) 
     Raises:
         ConfigError: the backbone decodes by compiled passes, in which modules are not called and cannot be counted.
     """
-    if isinstance(backbone, CausalBackbone) and backbone.compiled is not None:
+    if backbone.runs_compiled:
         raise ConfigError(
             "the costs of compiled decode passes cannot be counted",
             "modules are counted when they are called, and a compiled pass calls none",

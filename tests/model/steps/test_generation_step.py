@@ -16,12 +16,15 @@ from asg_core.backbones.interface import Backbone, GenerationLoss, Role
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
+from asg_core.method.advantages import leave_one_out, regression_weights
+from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
-from asg_core.method.generation_rewards import CandidateScores, generation_reward
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.policy import clipped_policy_terms, leave_one_out, regression_weights
+from asg_core.method.learner import Learner
+from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
 from asg_core.method.replay import NoiseFloor
+from asg_core.method.rewards import CandidateScores, generation_reward
 from asg_core.method.similarity import cycle_score, diversity
 from asg_core.training.optimizer import RoleOptimizer
 
@@ -48,9 +51,13 @@ def optimizer(backbone: Backbone, lr: float = 1e-3) -> RoleOptimizer:
     return RoleOptimizer(backbone.trainable(Role.GENERATOR), lr, 0.01, 1.0, Accelerator(cpu=True))
 
 
+def learner(backbone: Backbone, lr: float = 1e-3, floor: NoiseFloor | None = None) -> Learner:
+    return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor)
+
+
 @pytest.fixture
 def items(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> list[GenerationItem]:
-    found = generation_step(tiny, images, config, 4)
+    found = generation_step(tiny, images, StepContext(config, 4))
     assert sum(bool(item.candidates) for item in found) >= 3
     return found
 
@@ -92,7 +99,7 @@ def test_soft_fidelity_is_the_probability_of_the_reference_and_differs_between_c
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     soft = config.model_copy(update={"generate": config.generate.model_copy(update={"fidelity": "probability"})})
-    found = generation_step(tiny, images, soft, 4)
+    found = generation_step(tiny, images, StepContext(soft, 4))
     values = [c.fidelity for item in found for c in item.candidates]
     assert all(0.0 <= v <= 1.0 for v in values)
     assert len(set(values)) > len(values) // 2
@@ -101,7 +108,7 @@ def test_soft_fidelity_is_the_probability_of_the_reference_and_differs_between_c
 def test_flow_weights_are_the_softmax_of_the_rewards(
     tiny_flow: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
-    for item in generation_step(tiny_flow, images[:3], config, 4):
+    for item in generation_step(tiny_flow, images[:3], StepContext(config, 4)):
         assert [c.signal for c in item.candidates] == regression_weights([c.reward for c in item.candidates], 0.2)
 
 
@@ -114,9 +121,9 @@ def test_only_the_generator_moves(
     watch: Callable[[Backbone], Any],
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, config, 4)
+    found = generation_step(backbone, images, StepContext(config, 4))
     watched = watch(backbone)
-    report = update_generator(backbone, found, optimizer(backbone), config, 4)
+    report = update_generator(backbone, found, learner(backbone), StepContext(config, 4))
     assert report.step.applied
     assert report.step.grad_norm is not None
     assert report.step.grad_norm > 0
@@ -133,14 +140,14 @@ def test_the_update_learns_from_the_candidates_and_never_sees_the_source_image(
 ) -> None:
     """METHOD's last table, first row: the released code regresses on the real source image."""
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, config, 4)
+    found = generation_step(backbone, images, StepContext(config, 4))
     weights = []
     watched = watch(backbone)
     for colour in ("black", "white"):
         watched.reset()
         for item in found:
             item.source = PoolImage(item.source.path, Image.new("RGB", (32, 32), colour))
-        update_generator(backbone, found, optimizer(backbone), config, 4)
+        update_generator(backbone, found, learner(backbone), StepContext(config, 4))
         weights.append({k: v.detach().clone() for k, v in backbone.trainable(Role.GENERATOR).items()})
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert watched.moved() == {Role.GENERATOR}
@@ -155,14 +162,14 @@ def test_equal_rewards_change_nothing_exactly(
     watch: Callable[[Backbone], Any],
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, config, 4)
+    found = generation_step(backbone, images, StepContext(config, 4))
     for item in found:
         for c in item.candidates:
             c.reward = 0.5
             c.signal = 0.0
     watched = watch(backbone)
     adam = optimizer(backbone)
-    report = update_generator(backbone, found, adam, config, 4)
+    report = update_generator(backbone, found, Learner(Role.GENERATOR, adam), StepContext(config, 4))
     assert not report.step.applied
     assert report.zero_variance_share == 1.0
     assert watched.moved() == set()
@@ -182,7 +189,7 @@ def test_a_rewarded_drawing_becomes_more_likely(tiny: Backbone, items: list[Gene
         return found.sum(1)
 
     before = likelihood()
-    update_generator(tiny, [item], optimizer(tiny, 1e-4), config, 4)
+    update_generator(tiny, [item], learner(tiny, 1e-4), StepContext(config, 4))
     change = likelihood() - before
     assert change[0] > 0
     assert change[0] > change[1:].max()
@@ -199,7 +206,7 @@ def test_later_inner_steps_of_image_tokens_are_clipped_against_the_first_pass(
         c.sample, c.signal = replace(c.sample, token_logprobs=c.sample.token_logprobs + noise), signal
     listening, floor = Listening(tiny), NoiseFloor()
     floor.nats = 1.0
-    report = update_generator(listening, [item], optimizer(tiny, 5e-3), inner(config, 2), 4, floor=floor)
+    report = update_generator(listening, [item], learner(tiny, 5e-3, floor=floor), StepContext(inner(config, 2), 4))
     first, second = (call.token_logprobs for call in listening.calls)
     assert first is not None
     assert second is not None
@@ -219,7 +226,7 @@ def test_the_floor_of_image_tokens_is_measured_by_one_more_scoring_and_only_once
 ) -> None:
     listening, floor = Listening(tiny), NoiseFloor()
     for calls in (3, 3 + 2):
-        update_generator(listening, items, optimizer(tiny, 1e-9), inner(config, 2), 4, floor=floor)
+        update_generator(listening, items, learner(tiny, 1e-9, floor=floor), StepContext(inner(config, 2), 4))
         assert len(listening.calls) == calls
     assert floor.nats is not None
     assert floor.nats < 1e-9
@@ -231,7 +238,8 @@ def test_drawings_scored_by_another_policy_stop_the_run_before_anything_moves(
 ) -> None:
     """The adapter moves between drawing and scoring, as if it were off or another role's in one of the two."""
     config = config.model_copy(update={"generate": config.generate.model_copy(update={"update": update})})
-    assert update_generator(tiny, items, optimizer(tiny, 1e-9), config, 4, floor=NoiseFloor()).drift is not None
+    ctx = StepContext(config, 4)
+    assert update_generator(tiny, items, learner(tiny, 1e-9, NoiseFloor()), ctx).drift is not None
     with torch.no_grad():
         for weight in tiny.trainable(Role.GENERATOR).values():
             weight += 0.03
@@ -240,16 +248,16 @@ def test_drawings_scored_by_another_policy_stop_the_run_before_anything_moves(
         assert float(tiny.generation_loss(drawn, [0] * len(drawn)).penalty.mean()) > 0.05
     watched = watch(tiny)
     with pytest.raises(TrainingStopped, match=r"replayed log-probs differ.*generator"):
-        update_generator(tiny, items, optimizer(tiny), config, 4, floor=NoiseFloor())
+        update_generator(tiny, items, learner(tiny, floor=NoiseFloor()), ctx)
     assert watched.moved() == set()
 
 
 def test_regression_takes_one_step_whatever_the_inner_steps(
     tiny_flow: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
-    found = generation_step(tiny_flow, images[:3], config, 4)
+    found = generation_step(tiny_flow, images[:3], StepContext(config, 4))
     listening = Listening(tiny_flow)
-    report = update_generator(listening, found, optimizer(tiny_flow), inner(config, 3), 4)
+    report = update_generator(listening, found, learner(tiny_flow), StepContext(inner(config, 3), 4))
     assert report.step.applied
     assert len(listening.calls) == 1
     assert report.drift is None
@@ -261,7 +269,7 @@ def test_candidates_with_non_finite_scores_are_left_out_and_counted(
     item = next(i for i in items if i.candidates)
     item.candidates[0].signal = None
     item.candidates[1].signal, item.candidates[2].signal = 1.0, -1.0
-    report = update_generator(tiny, [item], optimizer(tiny), config, 4)
+    report = update_generator(tiny, [item], learner(tiny), StepContext(config, 4))
     assert report.dropped == 1
     assert report.step.applied
 
@@ -270,7 +278,7 @@ def test_an_image_without_a_usable_spec_is_skipped_after_three_tries(
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
     short = config.model_copy(update={"ask": config.ask.model_copy(update={"spec_max_new_tokens": 2})})
-    found = generation_step(tiny, images[:2], short, 4)
+    found = generation_step(tiny, images[:2], StepContext(short, 4))
     assert [(i.tries, i.spec, i.candidates) for i in found] == [(3, None, []), (3, None, [])]
 
 
@@ -278,5 +286,5 @@ def test_scoring_leaves_every_adapter_as_it_was(
     tiny: Backbone, images: list[PoolImage], config: RunConfig, watch: Callable[[Backbone], Any]
 ) -> None:
     watched = watch(tiny)
-    generation_step(tiny, images, config, 4)
+    generation_step(tiny, images, StepContext(config, 4))
     assert watched.moved() == set()

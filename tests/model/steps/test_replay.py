@@ -17,9 +17,11 @@ from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSamp
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.config.schema import RunConfig
 from asg_core.errors import TrainingStopped
-from asg_core.method.policy import AdaptiveKl
+from asg_core.method.context import StepContext
+from asg_core.method.learner import Learner, UpdateReport
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import MOST_NOISE, NoiseFloor
-from asg_core.method.updates import UpdateReport, update_text_role
+from asg_core.method.updates import Groups, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.training.optimizer import RoleOptimizer
 
@@ -52,9 +54,8 @@ class Confident:
         weights = self.backbone.trainable(Role.SOLVER)
         optimizer = RoleOptimizer(weights, 1e-12, 0.0, 1.0, Accelerator(cpu=True))
         model = ScoresAs(self.backbone, scored_as)
-        return update_text_role(
-            model, Role.SOLVER, groups, optimizer, AdaptiveKl(0.01), RunConfig(), floor=floor or NoiseFloor()
-        )
+        learner = Learner(Role.SOLVER, optimizer, AdaptiveKl(0.01), floor or NoiseFloor())
+        return update_text_role(model, Groups(groups, groups), learner, StepContext(RunConfig(), 1))
 
     def kl_to(self, other: Role | None) -> float:
         """Exact KL(Solver || other) in nats, mean over the sampled tokens."""

@@ -13,8 +13,9 @@ from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
+from asg_core.method.advantages import EmaBaseline, leave_one_out, z_score
 from asg_core.method.answers import canonical_label, vote
-from asg_core.method.policy import EmaBaseline, leave_one_out, z_score
+from asg_core.method.context import StepContext
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
 from asg_core.method.records import Question, UnderstandingItem
 from asg_core.method.rewards import GATE_PENALTY, solver_rewards
@@ -27,7 +28,8 @@ TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 def run(
     backbone: Backbone, images: list[PoolImage], config: RunConfig, window: RollingPercentile | None = None
 ) -> list[UnderstandingItem]:
-    return understanding_step(backbone, images, config, 1, window or RollingPercentile(), EmaBaseline())
+    ctx = StepContext(config, 1)
+    return understanding_step(backbone, images, ctx, window or RollingPercentile(), EmaBaseline())
 
 
 def asked(items: list[UnderstandingItem]) -> list[Question]:
@@ -142,16 +144,16 @@ def test_the_gate_costs_a_fixed_penalty_and_nothing_further(
     assert len(mumbling.solved) == 8 * len(asked(items))
 
 
-@pytest.mark.parametrize("control", ["random_rewards", "shuffled_votes"])
-def test_controls_break_the_meaning_of_the_rewards(
-    control: str, tiny: Backbone, images: list[PoolImage], config: RunConfig, items: list[UnderstandingItem]
+@pytest.mark.parametrize("ablation", ["random_rewards", "shuffled_votes"])
+def test_perturbed_rewards_break_the_meaning_of_the_rewards(
+    ablation: str, tiny: Backbone, images: list[PoolImage], config: RunConfig, items: list[UnderstandingItem]
 ) -> None:
-    perturbed = run(tiny, images, config.model_copy(update={"control": control}))
+    perturbed = run(tiny, images, config.model_copy(update={"ablation": ablation}))
     honest = [a.reward for q in asked(items) for a in q.answers if q.learned]
     broken = [a.reward for q in asked(perturbed) for a in q.answers if q.learned]
     assert [a.label for q in asked(items) for a in q.answers] == [a.label for q in asked(perturbed) for a in q.answers]
     assert broken != honest
-    if control == "shuffled_votes":
+    if ablation == "shuffled_votes":
         assert sorted(x for x in broken if x is not None) == sorted(x for x in honest if x is not None)
 
 

@@ -15,15 +15,18 @@ from asg_core.backbones.interface import Backbone, Role, TextSample, TokenLogits
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
-from asg_core.method.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
+from asg_core.method.learner import Learner, UpdateReport
+from asg_core.method.losses import AdaptiveKl, clipped_policy_terms
 from asg_core.method.prompts import CANONICAL_FRAMING, frame
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
 
-Groups = list[list[tuple[TextSample, float]]]
+Lists = list[list[tuple[TextSample, float]]]
 
 
 class Listening(BackboneProxy):
@@ -41,17 +44,18 @@ class Listening(BackboneProxy):
 def update(
     backbone: Backbone,
     role: Role,
-    groups: Groups,
+    groups: Lists,
     config: RunConfig,
     lr: float = 1e-3,
     beta: AdaptiveKl | None = None,
     floor: NoiseFloor | None = None,
 ) -> UpdateReport:
     optimizer = RoleOptimizer(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
-    return update_text_role(backbone, role, groups, optimizer, beta or AdaptiveKl(0.01), config, floor=floor)
+    learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor)
+    return update_text_role(backbone, Groups(groups, groups), learner, StepContext(config, 1))
 
 
-def rounded(groups: Groups) -> Groups:
+def rounded(groups: Lists) -> Lists:
     """The samples as if sampling had rounded: one token in ten, from the first on, is beyond the clip."""
     noise = (x for _ in range(10**6) for x in (0.3, *[-0.02] * 9))
     return [[(replace(s, logprobs=tuple(x + next(noise) for x in s.logprobs)), a) for s, a in g] for g in groups]
@@ -64,9 +68,9 @@ def inner(config: RunConfig, steps: int, micro_batch: int = 0) -> RunConfig:
 
 
 @pytest.fixture
-def groups(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> dict[Role, Groups]:
-    items = understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline())
-    found = {Role.PROPOSER: proposer_groups(items), Role.SOLVER: solver_groups(items)}
+def groups(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> dict[Role, Lists]:
+    items = understanding_step(tiny, images, StepContext(config, 1), RollingPercentile(), EmaBaseline())
+    found = {Role.PROPOSER: proposer_groups(items).own, Role.SOLVER: solver_groups(items).own}
     assert all(any(a for _, a in group) for role in found for group in found[role][:1])
     return found
 
@@ -75,7 +79,7 @@ def groups(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> dict[R
 def test_a_step_on_one_role_leaves_every_other_tensor_bit_identical(
     role: Role,
     tiny: Backbone,
-    groups: dict[Role, Groups],
+    groups: dict[Role, Lists],
     config: RunConfig,
     watch: Callable[[Backbone], Any],
 ) -> None:
@@ -86,7 +90,7 @@ def test_a_step_on_one_role_leaves_every_other_tensor_bit_identical(
 
 
 def test_zero_variance_groups_change_nothing_even_with_a_kl_term(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig, watch: Callable[[Backbone], Any]
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig, watch: Callable[[Backbone], Any]
 ) -> None:
     update(tiny, Role.SOLVER, groups[Role.SOLVER], config, lr=1e-2)
     watched = watch(tiny)
@@ -100,7 +104,7 @@ def test_zero_variance_groups_change_nothing_even_with_a_kl_term(
 
 
 def test_rounding_of_the_stored_log_probs_clips_nothing_and_changes_no_bit(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig, watch: Callable[[Backbone], Any]
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig, watch: Callable[[Backbone], Any]
 ) -> None:
     """With rho = 1 the loss is minus the token-weighted mean advantage, whatever the model; the noise is reported."""
     group = groups[Role.SOLVER][:4]
@@ -121,7 +125,7 @@ def test_rounding_of_the_stored_log_probs_clips_nothing_and_changes_no_bit(
 
 @pytest.mark.parametrize("micro_batch", [0, 1])
 def test_later_inner_steps_are_clipped_against_the_first_pass(
-    micro_batch: int, tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+    micro_batch: int, tiny: Backbone, groups: dict[Role, Lists], config: RunConfig
 ) -> None:
     """The loss of the second step by hand, from what the two passes scored, batch by batch."""
     sampled = rounded(groups[Role.SOLVER][:3])
@@ -146,7 +150,7 @@ def test_later_inner_steps_are_clipped_against_the_first_pass(
 
 
 def test_the_floor_of_rounding_is_measured_by_one_more_scoring_and_only_once(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig
 ) -> None:
     listening, floor = Listening(tiny), NoiseFloor()
     update(listening, Role.SOLVER, groups[Role.SOLVER], inner(config, 2), floor=floor)
@@ -161,7 +165,7 @@ def test_the_floor_of_rounding_is_measured_by_one_more_scoring_and_only_once(
 
 
 def test_log_probs_under_one_canonical_prompt_are_refused(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig
 ) -> None:
     """METHOD's last table: the released code scores every answer under one prompt; the ratio check catches that."""
     wrong = [
@@ -179,7 +183,7 @@ def test_log_probs_under_one_canonical_prompt_are_refused(
 def test_gradient_accumulation_equals_one_batch(
     micro_batch: int,
     tiny: Backbone,
-    groups: dict[Role, Groups],
+    groups: dict[Role, Lists],
     config: RunConfig,
     watch: Callable[[Backbone], Any],
 ) -> None:
@@ -197,7 +201,7 @@ def test_gradient_accumulation_equals_one_batch(
 
 
 def test_samples_with_non_finite_log_probs_are_dropped_and_counted(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig
 ) -> None:
     group = groups[Role.SOLVER][0]
     sample, advantage = group[0]
@@ -209,7 +213,7 @@ def test_samples_with_non_finite_log_probs_are_dropped_and_counted(
 
 
 def test_rewarded_answers_become_more_likely_and_kl_moves_beta(
-    tiny: Backbone, groups: dict[Role, Groups], config: RunConfig
+    tiny: Backbone, groups: dict[Role, Lists], config: RunConfig
 ) -> None:
     group = groups[Role.SOLVER][0]
     good = [s for s, a in group if a > 0]

@@ -14,13 +14,16 @@ from scripted import AGREEING, Scripted, endless
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
 from asg_core.data.image_pool import PoolImage
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.learner import Learner, UpdateReport
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.records import GenerationItem, UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import UpdateReport, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
 
 SETTINGS = {
@@ -53,12 +56,13 @@ def understanding(model: Backbone, sequential: bool) -> tuple[list[Understanding
     images = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(pictures(2, 32))]
     config = RunConfig.model_validate({**SETTINGS, "optimizer": {"micro_batch": 1 if sequential else 0}})
     scripted = Scripted(model, [image.image for image in images], 7)
-    items = understanding_step(scripted, images, config, 1, RollingPercentile(), EmaBaseline())
+    items = understanding_step(scripted, images, StepContext(config, 1), RollingPercentile(), EmaBaseline())
     reports = {}
     for role, groups in ((Role.PROPOSER, proposer_groups(items)), (Role.SOLVER, solver_groups(items))):
         optimizer = RoleOptimizer(model.trainable(role), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
         wanted = separate(groups) if sequential else groups
-        reports[role] = update_text_role(scripted, role, wanted, optimizer, AdaptiveKl(0.01, 0.02), config)
+        learner = Learner(role, optimizer, AdaptiveKl(0.01, 0.02))
+        reports[role] = update_text_role(scripted, wanted, learner, StepContext(config, 1))
     return items, reports
 
 
@@ -66,9 +70,10 @@ def generation(model: Backbone, sequential: bool) -> tuple[list[GenerationItem],
     images = [PoolImage(Path(f"{i}.png"), image) for i, image in enumerate(pictures(2, 32))]
     config = RunConfig.model_validate({**SETTINGS, "optimizer": {"micro_batch": 1 if sequential else 0}})
     scripted = Scripted(model, [image.image for image in images], 7)
-    items = generation_step(scripted, images, config, 1)
+    ctx = StepContext(config, 1)
+    items = generation_step(scripted, images, ctx)
     optimizer = RoleOptimizer(model.trainable(Role.GENERATOR), 1e-3, 0.01, 1.0, Accelerator(cpu=True))
-    return items, {Role.GENERATOR: update_generator(scripted, items, optimizer, config, 1)}
+    return items, {Role.GENERATOR: update_generator(scripted, items, Learner(Role.GENERATOR, optimizer), ctx)}
 
 
 @pytest.fixture(params=["tiny", "tiny_flow"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from asg_core.runs.folder import read_json_lines
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]

@@ -18,7 +18,7 @@ from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError
 from asg_core.runs.folder import read_json_lines
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 from asg_core.training.distributed import Processes, start_accelerator
 
 from .conftest import Launch

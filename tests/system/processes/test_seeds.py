@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-import asg_core.method.generation
-import asg_core.method.understanding
 from asg_core import RunConfig, load_backbone
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.policy import EmaBaseline
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
+from asg_core.method.generation import generation_step
 from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.understanding import understanding_step
 from asg_core.training.distributed import Processes
+from asg_core.training.gather import ProcessGather
 
 from .conftest import Threads
 
@@ -37,16 +39,15 @@ def test_seeds_of_all_shares_are_those_of_one_process(
             used[path] += 1
         return derive_seed(*path)
 
-    monkeypatch.setattr(getattr(asg_core.method, kind), "derive_seed", recorded)
+    monkeypatch.setattr("asg_core.method.context.derive_seed", recorded)
 
     def step(share: list[PoolImage], processes: Processes, first: int) -> None:
         backbone = load_backbone("tiny", device="cpu", dtype="float32")
         if kind == "generation":
-            asg_core.method.generation.generation_step(backbone, share, config, 4, processes, first)
+            generation_step(backbone, share, StepContext(config, 4, ProcessGather(processes, "generation"), first))
         else:
-            asg_core.method.understanding.understanding_step(
-                backbone, share, config, 1, RollingPercentile(), EmaBaseline(), processes, first
-            )
+            ctx = StepContext(config, 1, ProcessGather(processes, "understanding"), first)
+            understanding_step(backbone, share, ctx, RollingPercentile(), EmaBaseline())
 
     step(images, Processes(), 0)
     alone = used.copy()

@@ -24,11 +24,9 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.registry import load_backbone
 from asg_core.errors import AsgError
 from asg_core.testing.sharded import differences_here
-from asg_core.training.consistency import state_digest
 from asg_core.training.distributed import Processes
 from asg_core.training.fsdp import shard_base
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.recovery import state_of
 
 RANK = "RANK"
 BACKBONE: Any = load_backbone("tiny", device="cpu", dtype="float32")
@@ -53,7 +51,7 @@ def train(run: dict[str, Any]) -> dict[str, Any]:
     trainer = trainer_of(run)
     interrupted = trainer.run().interrupted
     parameters = {role.value: sum(p.numel() for p in trainer.backbone.trainable(role).values()) for role in Role}
-    digest = state_digest(trainer.optimizers, state_of(trainer))
+    digest = trainer.state.digest()
     return {"sizes": sizes, "parameters": parameters, "digest": digest, "interrupted": interrupted}
 
 
@@ -129,7 +127,7 @@ def killed(run: dict[str, Any], in_step: int) -> str:
     solve = backbone.solve
 
     def dying(*args: Any, **kwargs: Any) -> Any:
-        if trainer.step + 1 == in_step and os.environ[RANK] == "1":
+        if trainer.state.step + 1 == in_step and os.environ[RANK] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return solve(*args, **kwargs)
 
@@ -189,7 +187,7 @@ def gathered() -> Any:
     same = processes.gather(value)[rank] == value
     before = processes.stopping
     processes.stop_requested = rank == 1
-    starts = processes.sums_before([1, 10 * rank])
+    starts = [processes.sum_before(1), processes.sum_before(10 * rank)]
     return {"same": same, "starts": starts, "before": before, "stopping": processes.stopping}
 
 

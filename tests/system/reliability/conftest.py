@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from asg_core import RunConfig, Trainer, load_backbone
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.runs.folder import read_json_lines
-from asg_core.training.checkpoint import save_checkpoint
+from asg_core.training.checkpoint import CheckpointManager
 from asg_core.training.optimizer import RoleOptimizer
 
 STATE: dict[str, Any] = {
@@ -46,7 +47,10 @@ class Model:
     optimizers: dict[Role, RoleOptimizer]
 
     def save(self, folder: Path, step: int) -> Path:
-        return save_checkpoint(folder, step, self.backbone, self.optimizers, STATE)
+        state: Any = SimpleNamespace(
+            step=step, backbone=self.backbone, optimizers=self.optimizers, state_dict=lambda: STATE
+        )
+        return CheckpointManager(folder).write(state)
 
     def step(self, role: Role = Role.SOLVER) -> None:
         """One real optimizer step."""

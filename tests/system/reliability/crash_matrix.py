@@ -221,20 +221,20 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         found[name] = [lines, [{k: v for k, v in r.items() if k != "seconds"} for r in read_json_lines(run / name)]]
     # what the process remembers, beside what it wrote: a state that both runs fail to save would look equal there
     found["in memory"] = {
-        "betas": [control.beta for control in trainer.betas.values()],
-        "window": trainer.window.state(),
-        "baseline": trainer.baseline.value,
-        "monitor": trainer.monitor.state(),
-        "pool": trainer.pool.state(),
-        "counters": [trainer.step, trainer.nonfinite_in_a_row],
+        "betas": [learner.kl.beta for learner in trainer.state.learners.values() if learner.kl],
+        "window": trainer.state.window.state(),
+        "baseline": trainer.state.baseline.value,
+        "monitor": trainer.state.monitor.state(),
+        "pool": trainer.state.pool.state(),
+        "counters": [trainer.state.step, trainer.state.nonfinite_in_a_row],
         "streams": hashlib.sha256(repr([random_state()[1], random_state()[0]["torch"].tolist()]).encode()).hexdigest(),
         "weights": {
             f"{role.value}.{name}": hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
-            for role, optimizer in trainer.optimizers.items()
+            for role, optimizer in trainer.state.optimizers.items()
             for name, tensor in {**optimizer.parameters, **optimizer.state()}.items()
         },
     }
-    source = trainer.pool.take(1)[0]
+    source = trainer.state.pool.take(1)[0]
     request = TextRequest(QUESTION_PROMPT, source.image, derive_seed(trainer.config.seed, STEPS + 1, "ask", 0, 0))
     sample = trainer.backbone.ask([request], TextSampling(12))[0]
     found["next question"] = [sample.text, sample.token_ids, sample.logprobs, str(source.path.name)]

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import asg_core.training.checkpoint as checkpoint
+import asg_core.training.checkpoint_files as checkpoint_files
 from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Role
 from asg_core.errors import CheckpointError, RunFolderError
-from asg_core.training.checkpoint import is_good, newest_good, restore, steps, verify
+from asg_core.training.checkpoint_files import is_good, newest_good, steps, verify
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def test_names_that_lead_elsewhere_are_never_opened(
 ) -> None:
     (tmp_path / "secret").write_text("canary")
     opened: list[Path] = []
-    real = checkpoint._sha256
-    monkeypatch.setattr(checkpoint, "_sha256", lambda file: (opened.append(file), real(file))[1])
+    real = checkpoint_files.sha256
+    monkeypatch.setattr(checkpoint_files, "sha256", lambda file: (opened.append(file), real(file))[1])
     rewritten(two, lambda m: {**m, "sha256": {name: "0" * 64, **m["sha256"]}})
     assert "is missing" in fallback(two).why
     assert all(file.resolve().is_relative_to(two.resolve()) for file in opened)
@@ -157,7 +158,7 @@ def test_links_and_pipes_count_as_damage(kind: str, two: Path, tmp_path: Path) -
 def test_json_that_is_no_state_is_damage(name: str, text: str, two: Path) -> None:
     (two / "step-000004" / name).write_text(text, encoding="utf-8")
     if name == "state.json":
-        digest = checkpoint._sha256(two / "step-000004" / name)
+        digest = checkpoint_files.sha256(two / "step-000004" / name)
         rewritten(two, lambda m: {**m, "sha256": {**m["sha256"], name: digest}})
     assert name in fallback(two).why
 
@@ -180,17 +181,17 @@ def test_files_that_the_manifest_does_not_know_are_damage_but_hidden_ones_are_no
 @pytest.mark.parametrize("length", [0, 8, 2**20, 200 * 2**20, 2**62, 2**64 - 1])
 def test_giant_safetensors_headers_are_one_checkpoint_error(length: int, two: Path, model: Any) -> None:
     def load(step: Path, state: dict[str, Any]) -> None:
-        restore(step, model.backbone, model.optimizers)
+        checkpoint.load(step, model.backbone, model.optimizers)
 
     step = two / "step-000004"
     for name in ("random.safetensors", "optimizer-solver.safetensors", "adapters/solver/adapter_model.safetensors"):
         file = step / name
         before, manifest = file.read_bytes(), (step / "manifest.json").read_text()
         file.write_bytes(struct.pack("<Q", length) + b"{" * 64)
-        digest = checkpoint._sha256(file)
+        digest = checkpoint_files.sha256(file)
         rewritten(two, lambda m, name=name, digest=digest: {**m, "sha256": {**m["sha256"], name: digest}})
         state = verify(step)
-        take = checkpoint.restore_random if name == "random.safetensors" else load
+        take = checkpoint.load_random if name == "random.safetensors" else load
         with pytest.raises(CheckpointError, match="does not fit this run"):
             take(step, state)
         file.write_bytes(before)
@@ -207,7 +208,7 @@ def test_moments_of_another_shape_are_refused(two: Path, model: Any) -> None:
     for bad in ({key: torch.zeros(3)}, {key: good[key].half()}, {"nothing.exp_avg": good[key]}, {f"{key}x": good[key]}):
         save_file({**good, **bad} if key in bad else bad, file)
         with pytest.raises(CheckpointError, match="does not fit this run"):
-            restore(step, model.backbone, model.optimizers)
+            checkpoint.load(step, model.backbone, model.optimizers)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_moments_of_another_shape_are_refused(two: Path, model: Any) -> None:
 def test_random_states_that_are_none_are_refused(numpy_state: object, two: Path) -> None:
     state = verify(two / "step-000004")
     with pytest.raises(CheckpointError):
-        checkpoint.restore_random(two / "step-000004", {**state, "random": {**state["random"], "numpy": numpy_state}})
+        checkpoint.load_random(two / "step-000004", {**state, "random": {**state["random"], "numpy": numpy_state}})
 
 
 # -- nothing good is ever taken away ----------------------------------------------------------------------------------
@@ -322,10 +323,10 @@ def test_a_run_whose_disk_is_full_for_a_while_warns_goes_on_and_saves_later(
     real = checkpoint._write
     full = {1, 2}
 
-    def write(folder: Path, step: int, *rest: Any) -> None:
-        if step in full:
+    def write(folder: Path, state: Any, extra: Any) -> None:
+        if state.step in full:
             raise OSError(28, "No space left on device")
-        real(folder, step, *rest)
+        real(folder, state, extra)
 
     monkeypatch.setattr(checkpoint, "_write", write)
     out = Trainer(small(steps=3, checkpoint_every_steps=1), display=display).run().out

@@ -17,7 +17,7 @@ from asg_core.backbones.interface import Role, TextSample
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import TrainingStopped
 from asg_core.runs.console import TrainingDisplay
-from asg_core.training.checkpoint import is_good, steps
+from asg_core.training.checkpoint_files import is_good, steps
 
 
 def saying(text: str) -> Callable[..., Any]:
@@ -98,7 +98,7 @@ class Between(TrainingDisplay):
         self.stop_after = stop_after
 
     def step(self, metrics: Any) -> None:
-        weights = self.trainer.optimizers[Role.SOLVER].parameters
+        weights = self.trainer.state.optimizers[Role.SOLVER].parameters
         self.seen[metrics["step"]] = {name: w.detach().clone() for name, w in weights.items()}
         if metrics["step"] == self.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -156,7 +156,7 @@ def test_the_restored_moments_and_controls_are_those_of_the_checkpoint(
     trainer = display.trainer = Trainer(config, scripted(tiny, ask=collapsing(3, 5)), display)
     out = trainer.run().out
     stored = load_file(out / "checkpoints" / "step-000004" / "optimizer-solver.safetensors")
-    now = trainer.optimizers[Role.SOLVER].state()
+    now = trainer.state.optimizers[Role.SOLVER].state()
     assert stored.keys() == now.keys()
     assert all(torch.equal(stored[k], now[k]) for k in stored)
     assert steps(out / "checkpoints")[0].name == "step-000004"

@@ -23,12 +23,14 @@ from asg_core.config.schema import Alarms, RunConfig
 from asg_core.config.strict_yaml import parse_yaml
 from asg_core.data.image_pool import ImagePool
 from asg_core.errors import AsgError, CheckpointError, ConfigError, PluginError
-from asg_core.method.policy import AdaptiveKl, EmaBaseline
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.runs.configuration import load_run_config
-from asg_core.training import checkpoint, recovery
+from asg_core.training import checkpoint, checkpoint_files
 from asg_core.training.alarms import CollapseMonitor
+from asg_core.training.state import TrainState
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
@@ -275,39 +277,39 @@ def test_any_change_to_a_checkpoint_is_one_checkpoint_error_or_harmless(
                 return  # the first change left no JSON for the second
     if rehash and name != "manifest.json" and (step / name).is_file():
         manifest = json.loads((step / "manifest.json").read_text())
-        manifest["sha256"][name] = checkpoint._sha256(step / name)
+        manifest["sha256"][name] = checkpoint_files.sha256(step / name)
         (step / "manifest.json").write_text(json.dumps(manifest))
     try:
-        state = checkpoint.verify(step)
+        state = checkpoint_files.verify(step)
         take_in(state)
-        checkpoint.restore_random(step, state)
-        checkpoint.restore(step, model.backbone, model.optimizers)
+        checkpoint.load_random(step, state)
+        checkpoint.load(step, model.backbone, model.optimizers)
     except CheckpointError as error:
         assert error.what
         assert error.why
 
 
-def take_in(state: dict[str, Any]) -> None:
-    """What a resume does with state.json, on parts of a trainer."""
+def take_in(document: dict[str, Any]) -> None:
+    """What a resume does with state.json, on parts of a state."""
     pool = SimpleNamespace(restore=ImagePool.restore, files=["a"], _fingerprint="0", folder="x", quarantined={}, seed=0)
     pool.order = lambda epoch: [0]
     pool.restore = lambda saved: ImagePool.restore(pool, saved)  # type: ignore[arg-type]
-    trainer: Any = SimpleNamespace(
-        config=RunConfig.model_validate({"optimizer": {"micro_batch": "auto"}}),
-        betas={role: AdaptiveKl(0.1) for role in (Role.PROPOSER, Role.SOLVER)},
-        floors={role: NoiseFloor() for role in Role},
+    state: Any = SimpleNamespace(
+        _kl={role: AdaptiveKl(0.1) for role in (Role.PROPOSER, Role.SOLVER)},
+        _floors={role: NoiseFloor() for role in Role},
+        _may_shrink=True,
         window=RollingPercentile(),
         baseline=EmaBaseline(),
         monitor=CollapseMonitor(Alarms()),
         pool=pool,
-        nonfinite_in_a_row=0,
-        seconds=0.0,
+        step=0,
     )
-    recovery._set_plain(trainer, state, "fuzz")
-    betas = [control.beta for control in trainer.betas.values()]
-    assert all(type(count) is int and count > 0 for count in trainer.images_at_once.values())
-    assert set(trainer.images_at_once) <= {"understanding", "generation"}
-    taken = [trainer.window.state(), trainer.monitor.state(), trainer.seconds, trainer.baseline.value, betas]
+    with checkpoint.fitting("fuzz"):
+        TrainState.load_state_dict(state, document)
+    betas = [control.beta for control in state._kl.values()]
+    assert all(type(count) is int and count > 0 for count in state.images_at_once.values())
+    assert set(state.images_at_once) <= {"understanding", "generation"}
+    taken = [state.window.state(), state.monitor.state(), state.seconds, state.baseline.value, betas]
     json.dumps(taken, allow_nan=False)
 
 

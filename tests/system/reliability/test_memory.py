@@ -20,8 +20,7 @@ from asg_core import RunConfig, Trainer, load_backbone
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import ConfigError, OutOfMemory
-from asg_core.training import recovery
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 from asg_core.training.chunked import Chunked
 from asg_core.training.optimizer import RoleOptimizer
 
@@ -184,10 +183,10 @@ def test_one_image_that_is_too_much_ends_in_one_message_with_the_step_before_sav
     taken = trainer._one_step
     before: dict[str, torch.Tensor] = {}
 
-    def step() -> None:
+    def step(number: int) -> None:
         before.update(weights(trainer))
-        with rows(tiny, 4 if trainer.step == 2 else 1000):
-            taken()
+        with rows(tiny, 4 if trainer.state.step == 2 else 1000):
+            taken(number)
 
     trainer._one_step = step  # type: ignore[method-assign]
     with pytest.raises(OutOfMemory, match="step 3, with one image at a time") as raised:
@@ -227,28 +226,12 @@ def test_a_resumed_run_begins_with_as_many_images_and_is_the_straight_one(
     assert farthest(weights(whole), weights(resumed)) == 0
 
 
-def test_a_checkpoint_that_does_not_know_how_many_at_a_time_still_loads(
-    four: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, metrics: Any
-) -> None:
-    config = four("run", steps=1)
-    assert config.out is not None
-    real = recovery.state_of
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            recovery, "state_of", lambda trainer: {k: v for k, v in real(trainer).items() if k != "images_at_once"}
-        )
-        Trainer(config).run()
-    assert "images_at_once" not in newest_good(config.out / "checkpoints")[1]
-    Trainer.resume(config.out, steps=2).run()
-    assert [r["step"] for r in metrics(config.out)] == [1, 2]
-
-
 def test_a_rollback_does_not_bring_back_what_did_not_fit(four: Callable[..., RunConfig], tiny: Any) -> None:
     trainer = Trainer(four("run", steps=1), backbone=tiny)
     trainer.run()
-    trainer.images_at_once = {"generation": 1}
-    assert recovery.roll_back(trainer, ["kl-drift"]) == 1
-    assert trainer.images_at_once == {"generation": 1}
+    trainer.state.images_at_once = {"generation": 1}
+    assert trainer.checkpoints.roll_back(trainer.state, ["kl-drift"]) == 1
+    assert trainer.state.images_at_once == {"generation": 1}
 
 
 def test_several_processes_are_refused_before_anything_is_written(

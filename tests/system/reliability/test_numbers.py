@@ -15,14 +15,14 @@ from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Role
 from asg_core.errors import OutOfMemory, TrainingStopped
 from asg_core.runs.console import TrainingDisplay
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 
 
 def bits(trainer: Trainer) -> dict[str, bytes]:
     """Every weight and moment, as bytes: NaN equals itself here."""
     return {
         f"{role.value}.{name}": tensor.detach().numpy().tobytes()
-        for role, optimizer in trainer.optimizers.items()
+        for role, optimizer in trainer.state.optimizers.items()
         for name, tensor in {**optimizer.parameters, **optimizer.state()}.items()
     }
 
@@ -70,11 +70,11 @@ def poison(place: str, value: float, trainer: Trainer, patch: pytest.MonkeyPatch
     elif place == "image loss":
         patch.setattr(backbone, "generation_loss", times(backbone.generation_loss, value, "penalty"))
     elif place == "gradient":
-        for optimizer in trainer.optimizers.values():
+        for optimizer in trainer.state.optimizers.values():
             for weight in optimizer.parameters.values():
                 weight.register_hook(lambda gradient: gradient * value)
     elif place == "moment":
-        for optimizer in trainer.optimizers.values():
+        for optimizer in trainer.state.optimizers.values():
             for state in list(optimizer._adam.state.values())[:1]:  # none where the role has not learned yet
                 state["exp_avg"].view(-1)[0] = value
     else:

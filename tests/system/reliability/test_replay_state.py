@@ -11,7 +11,7 @@ import torch
 from asg_core import RunConfig, Trainer, load_backbone
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import TrainingStopped
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 
 
 def awake() -> Backbone:
@@ -36,12 +36,16 @@ def test_a_run_whose_scores_are_not_of_the_weights_that_sampled_stops_with_the_s
     right = backbone.token_logits
 
     def wrong(samples: Any, scored: Role | None, **wanted: bool) -> Any:
-        return right(samples, other if scored is role and trainer.step == 1 else scored, **wanted)
+        return right(samples, other if scored is role and trainer.state.step == 1 else scored, **wanted)
 
     monkeypatch.setattr(backbone, "token_logits", wrong)
     with pytest.raises(TrainingStopped, match=rf"replayed log-probs differ.*{role.value}"):
         trainer.run()
     assert newest_good(trainer.folder.path / "checkpoints")[1]["step"] == 1
+
+
+def floors(trainer: Trainer) -> dict[Role, float | None]:
+    return {role: learner.floor and learner.floor.nats for role, learner in trainer.state.learners.items()}
 
 
 def test_the_floor_is_measured_once_a_run_and_a_resumed_run_keeps_it(
@@ -71,7 +75,7 @@ def test_the_floor_is_measured_once_a_run_and_a_resumed_run_keeps_it(
     backbone = awake()
     resumed = run(Trainer.resume(first.folder.path, steps=6, backbone=backbone), backbone)
     assert measured == []
-    nats = {role: floor.nats for role, floor in resumed.floors.items()}
-    assert nats == {role: floor.nats for role, floor in straight.floors.items()}
+    nats = floors(resumed)
+    assert nats == floors(straight)
     assert None not in nats.values()
     assert metrics(resumed.folder.path) == metrics(straight.folder.path)

@@ -13,7 +13,7 @@ import pytest
 from asg_core import RunConfig, Trainer
 from asg_core.errors import RunFolderError
 from asg_core.runs.folder import RunFolder, fill_directory
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 
 
 def signalling(number: int, at_step: int, times: int) -> Callable[..., Any]:

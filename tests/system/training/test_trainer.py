@@ -19,7 +19,7 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.errors import CheckpointError, ConfigError, ImageError, RunFolderError, TrainingStopped
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.folder import read_json_lines
-from asg_core.training.checkpoint import newest_good
+from asg_core.training.checkpoint_files import newest_good
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asg_core.method.answers import same_answer, vote
-from asg_core.method.generation_rewards import (
+from asg_core.method.rewards import (
     CandidateScores,
     contradiction,
     fidelity,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asg_core.backbones.interface import TextRequest, TextSample
-from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy, token_entropy
+from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy
+from asg_core.models.decoding import token_entropy
 
 FINITE = st.floats(0.0, 12.0)
 

@@ -119,12 +119,13 @@ def test_cache_bytes_are_those_of_a_run(
 def test_understanding_cache_covers_a_whole_step(
     shape: ModelShape, loaded: Backbone, config: RunConfig, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asg_core.method.policy import EmaBaseline
+    from asg_core.method.advantages import EmaBaseline
+    from asg_core.method.context import StepContext
     from asg_core.method.token_entropy import RollingPercentile
     from asg_core.method.understanding import understanding_step
 
     recorder = Recorder(loaded, monkeypatch)
-    understanding_step(loaded, images[:2], config, 1, RollingPercentile(), EmaBaseline())
+    understanding_step(loaded, images[:2], StepContext(config, 1), RollingPercentile(), EmaBaseline())
     planned = understanding_memory(shape, config, SIZE, 2)
     assert planned.decoding / 3 < max(recorder.bytes) <= planned.decoding + planned.prefixes
 

@@ -206,10 +206,10 @@ def test_damaged_files_are_named(runs: SimpleNamespace, tmp_path: Path) -> None:
 def test_interrupted_and_control_runs_say_so(runs: SimpleNamespace, tmp_path: Path) -> None:
     run = runs.build_run(tmp_path / "run", 5, metrics=False)
     (run / "summary.json").write_text(json.dumps({"backbone": "tiny", "steps_done": 5, "interrupted": True}))
-    (run / "config.yaml").write_text("steps: 50\ncontrol: random_rewards\n")
+    (run / "config.yaml").write_text("steps: 50\nablation: random_rewards\n")
     text = rendered(run).text
     assert "ended early" in text
-    assert "This is a control run" in text
+    assert "This is an ablation" in text
     assert "of 50 planned" in text
 
 

@@ -19,9 +19,11 @@ from __future__ import annotations
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
 from asg_core.models.decoding.compiled import CompiledDecode
 from asg_core.models.decoding.feature_cache import ImageFeatureCache
+from asg_core.models.decoding.logits import token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import Rows, append_token, prefill, prefill_roots
+from asg_core.models.decoding.prefix_tree import Rows, append_token, prefill_roots
 from asg_core.models.decoding.prompt_embedding import PromptEmbedding
+from asg_core.models.decoding.request_tree import prefill
 from asg_core.models.decoding.sampling import pick, sample_text, uniforms_of
 from asg_core.models.decoding.scoring import recomputed, token_logits
 from asg_core.models.decoding.transformers_model import TransformersCausalModel
@@ -42,6 +44,7 @@ __all__ = [
     "prefill_roots",
     "recomputed",
     "sample_text",
+    "token_entropy",
     "token_logits",
     "uniforms_of",
 ]

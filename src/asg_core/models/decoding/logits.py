@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,17 @@ def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Ten
     Sampling and scoring both use this function, so that replayed log-probs equal the sampled ones.
     """
     return (logits.index_fill(-1, suppressed, -torch.inf) / temperature).log_softmax(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) over the last axis, in float32 whatever the input.
+
+    Args:
+        logits: (..., V) raw logits at temperature 1, any float dtype.
+
+    Returns:
+        (...) float32 nats in [0, ln V]; NaN where a row holds a non-finite logit.
+    """
+    entropy = torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(dim=-1)
+    entropy = entropy.clamp(0.0, math.log(logits.shape[-1]))
+    return torch.where(torch.isfinite(logits).all(dim=-1), entropy, torch.nan)

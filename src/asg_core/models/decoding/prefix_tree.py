@@ -15,16 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asg_core.backbones.devices import tensor_on
-from asg_core.errors import PluginError
 from asg_core.models.decoding.cache_layers import branch, root
-from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
+from asg_core.models.decoding.causal_model import CausalModel, Segment
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import Cache
-
-    from asg_core.backbones.interface import TextRequest
-    from asg_core.models.decoding.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,58 +111,3 @@ def append_token(model: CausalModel, rows: Rows, ids: Tensor) -> Rows:
     positions = rows.counter[None, :, None].expand(rows.axes, -1, -1)
     hidden = model.forward(model.embed_tokens(ids[:, None]), visible[:, None, None], positions, rows.cache)
     return Rows(rows.cache, visible, rows.counter + 1, rows.axes, hidden[:, -1])
-
-
-def prefill_prompts(
-    model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
-) -> tuple[Rows, list[Segment], list[int]]:
-    """Prefill every distinct image once and fork it to the distinct prompts of that image.
-
-    Images are distinct by object identity, never by their tokens; None (text only) counts as one image.
-
-    Args:
-        requests: at least one.
-        kept: prefixes of earlier calls to go on from.
-
-    Returns:
-        One row per distinct (image, prompt) in order of first appearance, the prompt to append to each row (empty
-        where it is there already), and for each request its row.
-
-    Raises:
-        PluginError: if the model's prompt segment is empty.
-    """
-    images: dict[int, Image | None] = {}
-    nodes: dict[tuple[int, str], int] = {}
-    node_of = []
-    for request in requests:
-        images.setdefault(id(request.image), request.image)
-        node_of.append(nodes.setdefault((id(request.image), request.prompt), len(nodes)))
-    prompts = {text: model.prompt(text) for text in dict.fromkeys(text for _, text in nodes)}
-    if empty := [text for text, segment in prompts.items() if not len(segment.embeds)]:
-        raise PluginError(
-            f"the model has no position for the prompt {empty[0]!r}",
-            "the first token of an answer is predicted from the last position of the prompt",
-            "let prompt() return the template tail at least",
-        )
-    distinct = list(images.values())
-    if len(nodes) == len(images) and (kept is None or torch.is_grad_enabled()):
-        # no prefix is kept or shared between prompts, so image and prompt may be one pass
-        pairs = list(zip(model.prefixes(distinct), (prompts[text] for _, text in nodes), strict=True))
-        if all(segment.causal for pair in pairs for segment in pair):
-            rows = prefill_roots(model, [join_segments(pair) for pair in pairs])
-            return rows, [Segment(p.embeds[:0], p.positions[:, :0], 0) for _, p in pairs], node_of
-
-    def prefill(shown: Sequence[Image | None]) -> Rows:
-        return prefill_roots(model, model.prefixes(shown))
-
-    trunk, places = kept.lookup(distinct, prefill) if kept else (prefill(distinct), list(range(len(distinct))))
-    row_of = dict(zip(images, places, strict=True))
-    return trunk.fork([row_of[image] for image, _ in nodes]), [prompts[text] for _, text in nodes], node_of
-
-
-def prefill(
-    model: CausalModel, requests: Sequence[TextRequest], kept: PrefixCache | None = None
-) -> tuple[Rows, list[int]]:
-    """:func:`prefill_prompts`, then prefill every distinct prompt of an image once; rows ready to fork into samples."""
-    rows, prompts, node_of = prefill_prompts(model, requests, kept)
-    return extend(model, rows, prompts)[1], node_of

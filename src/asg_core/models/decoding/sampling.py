@@ -15,12 +15,12 @@ from torch import Tensor
 
 from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
-from asg_core.method.token_entropy import token_entropy
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
-from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import append_token, prefill
+from asg_core.models.decoding.prefix_tree import append_token
+from asg_core.models.decoding.request_tree import prefill
 from asg_core.models.decoding.token_text import TokenTextDecoder
 
 _COMPACT_AT = 0.75

@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Role, TextSample, TokenLogits
-from asg_core.method.token_entropy import token_entropy
 from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
-from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids
+from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import Rows, extend, prefill_prompts
+from asg_core.models.decoding.prefix_tree import Rows, extend
+from asg_core.models.decoding.request_tree import prefill_prompts
 
 _FEW = 4
 """Samples per prompt up to which a prompt is rather read again than in a pass of its own."""

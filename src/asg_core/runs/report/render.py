@@ -68,7 +68,7 @@ def _context(data: RunData) -> dict[str, Any]:
         "backbone": summary.get("backbone") or data.config.get("backbone") or "unknown backbone",
         "summary": summary,
         "planned": data.config.get("steps"),
-        "control": data.config.get("control", "none"),
+        "ablation": data.config.get("ablation", "none"),
         "status": _status(data),
         "totals": tables.totals(data.metrics),
         "step_seconds": median(seconds) if seconds else None,

@@ -12,8 +12,7 @@ from asg_bagel.context import Context, read
 from asg_bagel.language import BagelText
 from asg_bagel.parity.fixture import Replay
 from asg_core.backbones.interface import TextRequest, TextSampling
-from asg_core.method.token_entropy import token_entropy
-from asg_core.models.decoding import sample_text
+from asg_core.models.decoding import sample_text, token_entropy
 
 
 class _Unstopped(BagelText):

@@ -1,4 +1,4 @@
-"""Controls take one thing of the method away, and nothing else."""
+"""Ablations take one thing of the method away, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
 from asg_core.method.ablations import perturb_rewards, self_drawn_images
+from asg_core.method.advantages import EmaBaseline
+from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
-from asg_core.method.generation_rewards import CandidateScores, generation_reward
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.policy import AdaptiveKl, EmaBaseline, clipped_policy_terms
+from asg_core.method.learner import Learner
+from asg_core.method.losses import AdaptiveKl, clipped_policy_terms
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
+from asg_core.method.rewards import CandidateScores, generation_reward
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import solver_groups, update_text_role
+from asg_core.method.updates import Groups, solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
 from asg_core.training.optimizer import RoleOptimizer
 
 
-def with_control(config: RunConfig, control: str, **sections: Any) -> RunConfig:
-    return config.model_copy(update={"control": control, **sections})
+def with_ablation(config: RunConfig, ablation: str, **sections: Any) -> RunConfig:
+    return config.model_copy(update={"ablation": ablation, **sections})
 
 
 def pixels(source: PoolImage) -> bytes:
     return np.asarray(source.image).tobytes()
 
 
-def test_noise_controls_keep_group_sizes_and_shuffling_keeps_the_values() -> None:
+def test_noise_keeps_group_sizes_and_shuffling_keeps_the_values() -> None:
     rewards = [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]]
     shuffled = perturb_rewards(rewards, "shuffled_votes", 1)
     assert [len(group) for group in shuffled] == [2, 1, 3]
@@ -53,10 +56,9 @@ def test_noise_controls_keep_group_sizes_and_shuffling_keeps_the_values() -> Non
 def test_one_framing_asks_all_answers_under_the_canonical_one(
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
-    for control, framings in (("none", FRAMINGS), ("one_framing", (CANONICAL_FRAMING,) * 7)):
-        items = understanding_step(
-            tiny, images[:2], with_control(config, control), 1, RollingPercentile(), EmaBaseline()
-        )
+    for ablation, framings in (("none", FRAMINGS), ("one_framing", (CANONICAL_FRAMING,) * 7)):
+        ctx = StepContext(with_ablation(config, ablation), 1)
+        items = understanding_step(tiny, images[:2], ctx, RollingPercentile(), EmaBaseline())
         asked = [q for item in items for q in item.questions if q.text is not None]
         assert asked
         for q in asked:
@@ -67,18 +69,19 @@ def test_one_framing_asks_all_answers_under_the_canonical_one(
 def test_the_base_ratio_divides_by_the_base_and_leaves_the_rest(
     tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
-    def solver_step(control: str, lr: float) -> float | None:
+    def solver_step(ablation: str, lr: float) -> float | None:
         optimizer = RoleOptimizer(tiny.trainable(Role.SOLVER), lr, 0.0, 1.0, Accelerator(cpu=True))
-        chosen = with_control(config, control)
-        return update_text_role(tiny, Role.SOLVER, groups, optimizer, AdaptiveKl(0.0), chosen).step.loss
+        learner, ctx = Learner(Role.SOLVER, optimizer, AdaptiveKl(0.0)), StepContext(with_ablation(config, ablation), 1)
+        return update_text_role(tiny, groups, learner, ctx).step.loss
 
-    def sampled() -> list[Any]:
-        return solver_groups(understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline()))
+    def sampled() -> Groups:
+        ctx = StepContext(config, 1)
+        return solver_groups(understanding_step(tiny, images, ctx, RollingPercentile(), EmaBaseline()))
 
     groups = sampled()
     solver_step("none", 8e-3)
     groups = sampled()
-    answers = [(sample, advantage) for group in groups if any(a for _, a in group) for sample, advantage in group]
+    answers = [(sample, advantage) for group in groups.own if any(a for _, a in group) for sample, advantage in group]
     with torch.no_grad():
         scores = tiny.token_logits([sample for sample, _ in answers], Role.SOLVER, base=True)
     terms = [
@@ -104,18 +107,21 @@ def test_own_drawings_replace_every_picture_by_what_its_spec_makes_the_generator
         seeds.extend(request.seed for request in requests)
         return draw(requests, sampling)
 
+    def drawn_in_step(number: int, shown: list[PoolImage], first: int = 0) -> list[PoolImage]:
+        return self_drawn_images(tiny, shown, config, StepContext(config, number).seed, first)
+
     monkeypatch.setattr(tiny, "generate", spy)
-    drawn = self_drawn_images(tiny, images, config, 3, 0)
+    drawn = drawn_in_step(3, images)
     assert [source.path for source in drawn] == [source.path for source in images]
     for before, after in zip(images, drawn, strict=True):
         assert after.image.size == (32, 32)
         assert pixels(before) != pixels(after)
     # a process's share of a step is drawn as the whole step would
-    tail = self_drawn_images(tiny, images[4:], config, 3, 4)
+    tail = drawn_in_step(3, images[4:], 4)
     assert [pixels(source) for source in tail] == [pixels(source) for source in drawn[4:]]
-    self_drawn_images(tiny, images, config, 4, 0)
+    drawn_in_step(4, images)
     assert len(set(seeds)) == 2 * len(images), "every image of every step has a seed of its own"
-    assert self_drawn_images(tiny, [], config, 3, 0) == []
+    assert drawn_in_step(3, []) == []
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
@@ -123,16 +129,19 @@ def test_source_images_teach_the_source_weighted_by_the_best_reward(
     name: str, request: pytest.FixtureRequest, images: list[PoolImage], config: RunConfig
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    chosen = with_control(config, "source_images", generate=config.generate.model_copy(update={"update": "regression"}))
-    items = generation_step(backbone, images, chosen, 4)
+    generate = config.generate.model_copy(update={"update": "regression"})
+    chosen = with_ablation(config, "source_images", generate=generate)
+    ctx = StepContext(chosen, 4)
+    items = generation_step(backbone, images, ctx)
     items = [item for item in items if any(c.signal for c in item.candidates)][:2]
     assert len(items) == 2
     optimizer = RoleOptimizer(backbone.trainable(Role.GENERATOR), 1e-9, 0.0, 1.0, Accelerator(cpu=True))
     weights = [max(c.reward for c in item.candidates) for item in items]
     sources = [backbone.as_drawn(item.candidates[0].sample.request, item.source.image) for item in items]
-    report = update_generator(backbone, items, optimizer, chosen, 4)
-    candidates = config.model_copy(update={"generate": chosen.generate})
-    assert report.step.loss != update_generator(backbone, items, optimizer, candidates, 4).step.loss
+    learner = Learner(Role.GENERATOR, optimizer)
+    report = update_generator(backbone, items, learner, ctx)
+    candidates = StepContext(config.model_copy(update={"generate": chosen.generate}), 4)
+    assert report.step.loss != update_generator(backbone, items, learner, candidates).step.loss
     seeds = [derive_seed(chosen.seed, 4, "noise", i) for i in range(2)]
     with torch.no_grad():
         scored = backbone.generation_loss(sources, seeds)
@@ -161,7 +170,7 @@ def test_a_backbone_without_as_drawn_says_so(tiny: Backbone, images: list[PoolIm
 def test_a_generation_step_leaves_the_named_term_out(
     left_out: str, tiny: Backbone, images: list[PoolImage], config: RunConfig
 ) -> None:
-    items = generation_step(tiny, images[:3], with_control(config, f"no_{left_out}"), 4)
+    items = generation_step(tiny, images[:3], StepContext(with_ablation(config, f"no_{left_out}"), 4))
     judged = [(item, c) for item in items for c in item.candidates]
     assert judged
     for item, c in judged:
@@ -182,8 +191,9 @@ def test_a_run_on_own_drawings_looks_at_nothing_else(
 
     monkeypatch.setattr(f"asg_core.training.trainer.{mode}_step", spy)
     chosen = {"images": scenes, "out": tmp_path / "run", "steps": 1, "schedule": {"mode": mode}}
-    Trainer(RunConfig.model_validate(config.model_dump() | chosen | {"control": "own_drawings"}), tiny).run()
+    Trainer(RunConfig.model_validate(config.model_dump() | chosen | {"ablation": "own_drawings"}), tiny).run()
     sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]
     assert taken
     fresh = load_backbone("tiny", device="cpu", dtype="float32")
-    assert [pixels(s) for s in taken] == [pixels(s) for s in self_drawn_images(fresh, sources, config, 1, 0)]
+    drawn = self_drawn_images(fresh, sources, config, StepContext(config, 1).seed, 0)
+    assert [pixels(s) for s in taken] == [pixels(s) for s in drawn]

@@ -1,0 +1,72 @@
+"""What a step needs to know besides model and images: settings, step number, seeds, and its part of the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+from asg_core.backbones.interface import Backbone
+from asg_core.config.schema import RunConfig
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.ablations import Variant
+
+Item = TypeVar("Item")
+
+
+class Gather(Protocol):
+    """Joins the shares of a step that several processes work on. Every process must make the same calls."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items of all processes in the order of the step's images; own items are the objects given."""
+        ...
+
+    def before(self, count: int) -> int:
+        """Return the sum of ``count`` over the shares before this process's."""
+        ...
+
+
+class OneProcess:
+    """The :class:`Gather` of a run in one process: its share is the whole step."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Item]:
+        """Return ``items``."""
+        return list(items)
+
+    def before(self, count: int) -> int:
+        """Return 0."""
+        return 0
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """One step of a run.
+
+    Attributes:
+        config: settings of the run.
+        number: 1-based number of the step; with the run's seed it fixes every random draw.
+        gather: joins the shares of several processes.
+        offset: place of this process's first image among the step's images.
+        groups_at_once: groups (Generator: candidates) per backward pass; 0: ``optimizer.micro_batch``.
+    """
+
+    config: RunConfig
+    number: int
+    gather: Gather = field(default_factory=OneProcess)
+    offset: int = 0
+    groups_at_once: int = 0
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The method, or the ablation of it that the configuration names."""
+        return Variant(self.config.ablation)
+
+    def seed(self, *path: int | str) -> int:
+        """Return the seed of ``path`` in this step, e.g. ("solve", question, framing)."""
+        return derive_seed(self.config.seed, self.number, *path)
+
+    def images(self, model: Backbone, images: Sequence[PoolImage]) -> list[PoolImage]:
+        """Return what the step learns from: this process's ``images``, unless the variant replaces them."""
+        return self.variant.images(model, images, self.config, self.seed, self.offset)
