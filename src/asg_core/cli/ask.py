@@ -27,33 +27,22 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one question per line; completions that are no question say why."""
-    from asg_core.backbones.interface import Role, TextRequest, TextSampling
+    from functools import partial
+
+    from asg_core.backbones.interface import Role
     from asg_core.config.seeding import derive_seed
     from asg_core.data.image_file import open_image
-    from asg_core.method.prompts import QUESTION_PROMPT, GateFailure, parse_question
+    from asg_core.method.understanding import ask_questions
 
     image = open_image(args.image)
     model = open_model(args)
-    settings, seed = model.config.ask, model.config.seed
-    requests = [
-        TextRequest(QUESTION_PROMPT, image, derive_seed(seed, "ask", i))
-        for i in range(args.n or settings.questions_per_image)
-    ]
-    sampling = TextSampling(settings.max_new_tokens, settings.temperature)
-    rows: list[dict[str, str | None]] = []
-    for sample in model.backbone.ask(requests, sampling, model.role(Role.PROPOSER)):
-        parsed = parse_question(sample.text) if sample.finish_reason == "stop" else GateFailure("did not end")
-        failed = isinstance(parsed, GateFailure)
-        rows.append(
-            {
-                "question": None if failed else str(parsed),
-                "gate": parsed.reason if isinstance(parsed, GateFailure) else None,
-                "completion": sample.text,
-            }
-        )
+    settings, seed = model.config.ask, partial(derive_seed, model.config.seed)
+    if args.n:
+        settings = settings.model_copy(update={"questions_per_image": args.n})
+    (questions,) = ask_questions(model.backbone, [image], settings, seed, role=model.role(Role.PROPOSER))
     if args.json:
-        print_json(rows)
+        print_json([{"question": q.text, "gate": q.gate, "completion": q.completion.text} for q in questions])
     else:
-        for row in rows:
-            print(row["question"] or f"[no question: {row['gate']}] {row['completion']!r}")
+        for q in questions:
+            print(q.text or f"[no question: {q.gate}] {q.completion.text!r}")
     return 0

@@ -48,40 +48,30 @@ def run(args: argparse.Namespace) -> int:
     print(f"f, m      {result['f']:.4f}, {result['margin']:.4f}")
     print(f"H_sc      {result['h_sc']:.4f} nats")
     ste = "none" if result["ste"] is None else f"{result['ste']:.4f} nats"
-    print(f"STE       {ste}   (greedy answer: {result['greedy'].strip()!r})")
+    greedy = "" if result["greedy"] is None else f"   (greedy answer: {result['greedy'].strip()!r})"
+    print(f"STE       {ste}{greedy}")
     return 0
 
 
 def _solve(model: OpenedModel, image: Any, question: str) -> dict[str, Any]:
-    from asg_core.backbones.interface import Role, TextRequest, TextSampling
-    from asg_core.config.seeding import derive_seed
-    from asg_core.method.answers import canonical_label, vote
-    from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-    from asg_core.method.token_entropy import solver_token_entropy
+    from functools import partial
 
-    config, role = model.config, model.role(Role.SOLVER)
-    framings = FRAMINGS[: config.solve.framings]
-    requests = [
-        TextRequest(frame(question, framing), image, derive_seed(config.seed, "solve", i))
-        for i, framing in enumerate(framings)
-    ]
-    requests.append(TextRequest(frame(question, CANONICAL_FRAMING), image, derive_seed(config.seed, "ste")))
-    sampled, greedily = (TextSampling(config.solve.max_new_tokens, t) for t in (config.solve.temperature, 0.0))
-    *samples, greedy = model.backbone.solve(requests, [*[sampled] * len(framings), greedily], role)
-    labels = [canonical_label(sample.text, question) for sample in samples]
-    result = vote(labels, derive_seed(config.seed, "vote"))
+    from asg_core.backbones.interface import Role
+    from asg_core.config.seeding import derive_seed
+    from asg_core.method.understanding import solve_questions
+
+    config = model.config
+    seed, role = partial(derive_seed, config.seed), model.role(Role.SOLVER)
+    (found,) = solve_questions(model.backbone, [(image, question)], config, seed, role=role)
     return {
         "question": question,
-        "answers": [
-            {"framing": framing, "text": sample.text, "label": label}
-            for framing, sample, label in zip(framings, samples, labels, strict=True)
-        ],
-        "votes": result.shares,
-        "majority": result.majority,
-        "tied": result.tied,
-        "f": result.majority_share,
-        "margin": result.margin,
-        "h_sc": result.entropy,
-        "greedy": greedy.text,
-        "ste": solver_token_entropy(greedy, config.ste.tokens, config.ste.reduce),
+        "answers": [{"framing": a.framing, "text": a.sample.text, "label": a.label} for a in found.answers],
+        "votes": found.vote.shares,
+        "majority": found.vote.majority,
+        "tied": found.vote.tied,
+        "f": found.vote.majority_share,
+        "margin": found.vote.margin,
+        "h_sc": found.vote.entropy,
+        "greedy": found.greedy.text if found.greedy else None,
+        "ste": found.ste,
     }

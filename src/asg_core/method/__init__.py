@@ -1,1 +1,58 @@
-"""The method: prompts, answers, token entropy, rewards, advantages, losses, and the two steps made of them."""
+"""The method "Ask, Solve, Generate" (arXiv 2606.27376), without a model, a loop or a file: usable as a library.
+
+    image --Proposer--> K questions --Solver, 7 framings--> answers --vote--> f, m, H_sc      understanding
+                                    --Solver, greedy------> STE                               R_p, R_s
+    image --Proposer--> spec --Generator--> N_g drawings --Solver--> fidelity, cycle, ...      generation, R_g
+    samples + advantages --> clipped policy gradient + KL to the base, or weighted regression  updates
+
+| file | what it says |
+|---|---|
+| ``understanding`` | the understanding step; ``ask_questions`` and ``solve_questions`` |
+| ``generation`` | the generation step |
+| ``updates``, ``generator_updates`` | one update of a text role; of the Generator |
+| ``prompts``, ``answers``, ``numerals`` | the words: questions, framings and specs; labels and votes |
+| ``token_entropy``, ``similarity`` | STE and its percentile; cycle consistency and diversity |
+| ``rewards``, ``advantages``, ``losses`` | the formulas, from votes and scores to loss terms |
+| ``replay`` | sampling and scoring agree, or the run stops |
+| ``records`` | what a step leaves behind |
+| ``context``, ``learner`` | what a step needs of a run; what an update keeps of a role |
+| ``ablations`` | the method with one thing taken away |
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "StepContext": "context",
+    "generation_step": "generation",
+    "proposer_reward": "rewards",
+    "solver_rewards": "rewards",
+    "solver_token_entropy": "token_entropy",
+    "understanding_step": "understanding",
+    "vote": "answers",
+}
+__all__ = [
+    "StepContext",
+    "generation_step",
+    "proposer_reward",
+    "solver_rewards",
+    "solver_token_entropy",
+    "understanding_step",
+    "vote",
+]
+
+if TYPE_CHECKING:
+    from asg_core.method.answers import vote
+    from asg_core.method.context import StepContext
+    from asg_core.method.generation import generation_step
+    from asg_core.method.rewards import proposer_reward, solver_rewards
+    from asg_core.method.token_entropy import solver_token_entropy
+    from asg_core.method.understanding import understanding_step
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

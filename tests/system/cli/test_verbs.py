@@ -102,7 +102,7 @@ def test_run_uses_the_solver_of_the_run_and_its_seed(
     as_json: Json, image: Path, run_folder: Path, trained: Backbone
 ) -> None:
     requests = [
-        TextRequest(frame(QUESTION, framing), Image.open(image).convert("RGB"), derive_seed(5, "solve", i))
+        TextRequest(frame(QUESTION, framing), Image.open(image).convert("RGB"), derive_seed(5, "solve", 0, i))
         for i, framing in enumerate(FRAMINGS)
     ]
     settings = load_run_config(run_folder / "config.yaml").solve
