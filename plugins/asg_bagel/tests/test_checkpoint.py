@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asg_bagel.checkpoint import expected_tensors, load_model
-from asg_bagel.model import slots
-from asg_bagel.release import released_config
+from asg_bagel.modeling_bagel import slots
+from asg_bagel.released import released_config
+from asg_bagel.weights_map import expected_tensors, load_model
 from asg_core.errors import WeightsError
 
 

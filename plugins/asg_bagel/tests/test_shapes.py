@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.config import build_config
-from asg_bagel.model import slots
-from asg_bagel.release import random_model
+from asg_bagel.modeling_bagel import slots
+from asg_bagel.released import random_model
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 from bagel_fixtures import GOLDEN, picture, stir

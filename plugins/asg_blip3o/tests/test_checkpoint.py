@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.checkpoint import read_release
-from asg_blip3o.dims import EVA
+from asg_blip3o.config import EVA
 from asg_blip3o.headers import read_folder
+from asg_blip3o.weights_map import read_release
 from safetensors.torch import load_file, save_file
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import asg_blip3o.released
 import pytest
-from asg_blip3o.checkpoint import read_release
-from asg_blip3o.dims import DEAD, EVA, eva_dims, flow_dims, latent_grid
+from asg_blip3o.config import DEAD, EVA, eva_dims, flow_dims, latent_grid
 from asg_blip3o.loading import Slot, slots
-from asg_blip3o.modeling import build_empty, main_slots
+from asg_blip3o.modeling_blip3o import build_empty, main_slots
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.released import CONFIG, EVA_DIMS, FLOW_DIMS, GRID, full_size_model, random_backbone
+from asg_blip3o.weights_map import read_release
 from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling

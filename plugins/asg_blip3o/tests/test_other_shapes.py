@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.dims import FlowDims
+from asg_blip3o.config import FlowDims
 from asg_blip3o.loading import slots
-from asg_blip3o.modeling import Blip3oModel, build_empty, main_slots
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty, main_slots
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asg_vargpt.architecture import Architecture, DecoderShape, GenerationTokens, VaeShape
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.checkpoint import expected_tensors, released_names
-from asg_vargpt.model import Vargpt
+from asg_vargpt.config import Architecture, DecoderShape, GenerationTokens, VaeShape
+from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.names import SOS
+from asg_vargpt.weights_map import expected_tensors, released_names
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from asg_vargpt.checkpoint import load_model
 from asg_vargpt.files import stored_tensors
+from asg_vargpt.weights_map import load_model
 from safetensors.torch import load_file, save_file
 
 from asg_core.errors import WeightsError

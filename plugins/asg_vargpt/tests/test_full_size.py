@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from asg_vargpt.architecture import infer
-from asg_vargpt.checkpoint import compare, empty_model, expected_tensors
-from asg_vargpt.release import ARCHITECTURE, CONFIG
+from asg_vargpt.config import infer
+from asg_vargpt.released import ARCHITECTURE, CONFIG
+from asg_vargpt.weights_map import compare, empty_model, expected_tensors
 
 INVENTORY = Path(__file__).parent / "fixtures" / "inventory.tsv"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.checkpoint import load_model, released_names
-from asg_vargpt.preprocessing import image_processor
+from asg_vargpt.processing import image_processor
 from asg_vargpt.text import STOP, VargptText, load_tokenizer
+from asg_vargpt.weights_map import load_model, released_names
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -6,7 +6,7 @@ that it draws under is always the base model's.
 
 from __future__ import annotations
 
-from asg_bagel.model import Bagel
+from asg_bagel.modeling_bagel import Bagel
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.lora import RoleAdapters

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from asg_bagel import adapters
-from asg_bagel.checkpoint import LoadReport, load_model
 from asg_bagel.drawing import Drawing
-from asg_bagel.language import BagelText
-from asg_bagel.model import Bagel
+from asg_bagel.modeling_bagel import Bagel
+from asg_bagel.options import BagelOptions
 from asg_bagel.plugin import MANIFEST
-from asg_bagel.preprocessing import ResizeRule
+from asg_bagel.processing import ResizeRule
 from asg_bagel.segments import SegmentBuilder
-from asg_bagel.settings import BagelOptions
+from asg_bagel.text import BagelText
 from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.weights_map import LoadReport, load_model
 from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from asg_bagel.adapters import GENERATION, UNDERSTANDING
-from asg_bagel.autoencoder import decode_latent
 from asg_bagel.backbone import vision_rule
-from asg_bagel.checkpoint import read_config
 from asg_bagel.config import BagelConfig
 from asg_bagel.drawing import grid_of, rollout_side
-from asg_bagel.model import Bagel, slots
-from asg_bagel.modeling import EXPERTS
+from asg_bagel.modeling_bagel import Bagel, slots
+from asg_bagel.modeling_language import EXPERTS
+from asg_bagel.modeling_vae import decode_latent
+from asg_bagel.options import BagelOptions
 from asg_bagel.sampling import guidance_on, time_grid
 from asg_bagel.segments import MARKERS
-from asg_bagel.settings import BagelOptions
 from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.weights_map import read_config
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.allocation import counted_bytes

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asg_bagel.model import Bagel
-from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels
+from asg_bagel.modeling_bagel import Bagel
+from asg_bagel.processing import ResizeRule, to_patches, to_pixels
 from asg_bagel.tokenizer import BagelTokenizer
 from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.models.decoding import Segment

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from asg_blip3o.checkpoint import Release, load_model, read_release
-from asg_blip3o.dims import pool_stride
+from asg_blip3o.config import pool_stride
 from asg_blip3o.drawing import Drawing
-from asg_blip3o.eva import pool_features
-from asg_blip3o.language import LanguageModel
 from asg_blip3o.loading import LoadReport
 from asg_blip3o.losses import FlowPoint, draw_point, flow_error, velocity_at
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
+from asg_blip3o.modeling_eva import pool_features
 from asg_blip3o.options import Blip3oOptions
 from asg_blip3o.plugin import MANIFEST
-from asg_blip3o.preprocessing import ImagePatches, eva_pixels
+from asg_blip3o.processing import ImagePatches, eva_pixels
 from asg_blip3o.roles import role_adapters
 from asg_blip3o.templates import Vocabulary
+from asg_blip3o.text import LanguageModel
+from asg_blip3o.weights_map import Release, load_model, read_release
 from asg_core.backbones.devices import moved_to
 from asg_core.backbones.interface import (
     GenerationLoss,

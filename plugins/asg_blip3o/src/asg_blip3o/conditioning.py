@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
 from asg_core.backbones.devices import tensor_on
 
 

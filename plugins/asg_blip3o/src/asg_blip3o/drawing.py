@@ -10,8 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from asg_blip3o.conditioning import query_states
-from asg_blip3o.decoder import to_images
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
+from asg_blip3o.modeling_decoder import to_images
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.sampling import feature_tokens, sample_features
 from asg_blip3o.templates import Vocabulary

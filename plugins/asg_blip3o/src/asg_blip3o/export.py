@@ -18,7 +18,7 @@ from torch import Tensor
 
 from asg_blip3o.backbone import Blip3oBackbone
 from asg_blip3o.headers import TensorInfo, read_folder
-from asg_blip3o.modeling import main_name
+from asg_blip3o.modeling_blip3o import main_name
 from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
 from asg_core.models.weights.merge import ExportReport

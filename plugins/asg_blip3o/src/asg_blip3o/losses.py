@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asg_blip3o.flow import FlowNetwork
+from asg_blip3o.modeling_flow import FlowNetwork
 from asg_blip3o.sampling import TRAIN_TIMESTEPS, flow_scheduler
 from asg_core.backbones.devices import moved_to
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from asg_blip3o.checkpoint import empty_model, read_release
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
 from asg_blip3o.options import Blip3oOptions
-from asg_blip3o.preprocessing import ImagePatches, clamp_size
+from asg_blip3o.processing import ImagePatches, clamp_size
 from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS, LANGUAGE_MODULE, LANGUAGE_TARGETS
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
+from asg_blip3o.weights_map import empty_model, read_release
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.activations import Activations

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.checkpoint import Release
-from asg_blip3o.dims import EvaDims, FlowDims
+from asg_blip3o.config import EvaDims, FlowDims
 from asg_blip3o.loading import LoadReport
-from asg_blip3o.modeling import Blip3oModel, build_empty
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty
+from asg_blip3o.weights_map import Release
 from asg_core.backbones.manifest import LoadRequest
 
 CONFIG: dict[str, Any] = {

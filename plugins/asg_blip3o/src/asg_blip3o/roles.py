@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.lora import RoleAdapters

@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from asg_blip3o.flow import FlowNetwork
+from asg_blip3o.modeling_flow import FlowNetwork
 from asg_core.backbones.devices import moved_to
 
 TRAIN_TIMESTEPS = 1000

@@ -7,7 +7,7 @@ from torch import nn
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.lora import RoleAdapters, Targets
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_vargpt import Vargpt
 
 LANGUAGE_MODEL = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 DECODER = r"blocks\.\d+\.(sa\.(mat_qkv|proj)|ca\.(mat_q|mat_kv|proj)|ffn\.fc[12])"

@@ -19,13 +19,13 @@ from asg_core.backbones.manifest import BackboneManifest, LoadRequest
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.models.causal import CausalBackbone
 from asg_vargpt import adapters
-from asg_vargpt.candidates import Candidates
-from asg_vargpt.checkpoint import LoadReport, load_model
-from asg_vargpt.config import VargptOptions
-from asg_vargpt.model import Vargpt
+from asg_vargpt.drawing import Candidates
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.options import VargptOptions
 from asg_vargpt.plugin import MANIFEST
-from asg_vargpt.preprocessing import image_processor
+from asg_vargpt.processing import image_processor
 from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
+from asg_vargpt.weights_map import LoadReport, load_model
 
 
 class VargptBackbone(CausalBackbone):

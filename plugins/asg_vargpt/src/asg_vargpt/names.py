@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from asg_vargpt.architecture import Architecture
+from asg_vargpt.config import Architecture
 
 SOS = "sos_embedding.weight"
 """Stored as a table of which one row, that of the start token, is ever read; the model keeps only that row."""
@@ -47,7 +47,7 @@ def unused_tensors(architecture: Architecture, hidden: int) -> dict[str, tuple[i
 
 
 def to_released(name: str, chunks: Sequence[int], vae_levels: int) -> str:
-    """Released name of a parameter or buffer of :class:`asg_vargpt.model.Vargpt`.
+    """Released name of a parameter or buffer of :class:`asg_vargpt.modeling_vargpt.Vargpt`.
 
     Args:
         name: as in ``state_dict``.

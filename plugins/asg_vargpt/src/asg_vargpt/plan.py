@@ -27,14 +27,14 @@ from asg_core.planning.shape import (
     rotary_tower_bytes,
 )
 from asg_vargpt.adapters import DECODER, LANGUAGE_MODEL
-from asg_vargpt.architecture import infer
-from asg_vargpt.attention import Rope, ScaleCache
-from asg_vargpt.checkpoint import CONFIG, empty_model
-from asg_vargpt.config import VargptOptions, per_scale
+from asg_vargpt.config import infer
 from asg_vargpt.files import read_json, stored_tensors
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_attention import Rope, ScaleCache
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.options import VargptOptions, per_scale
 from asg_vargpt.scales import schedule
 from asg_vargpt.text import HEADER, TAIL, load_tokenizer
+from asg_vargpt.weights_map import CONFIG, empty_model
 
 
 def plan(request: LoadRequest) -> ModelShape:

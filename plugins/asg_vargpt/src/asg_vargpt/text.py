@@ -16,8 +16,8 @@ from asg_core.errors import WeightsError
 from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
 from asg_core.models.decoding.packed_vision import PackedVision
 from asg_vargpt.files import read_json
-from asg_vargpt.model import Vargpt
-from asg_vargpt.preprocessing import patches_of
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.processing import patches_of
 
 HEADER = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from asg_bagel.autoencoder import to_tokens
-from asg_bagel.context import Context, read, stack
-from asg_bagel.flow import noisy, squared_errors, training_time, velocity
-from asg_bagel.parity.fixture import Replay
+from asg_bagel.kv_cache import Context, read, stack
+from asg_bagel.modeling_flow import noisy, squared_errors, training_time, velocity
+from asg_bagel.modeling_vae import to_tokens
+from asg_bagel.parity.setup import Replay
 
 
 def replay_training(fixture: Replay, key: str) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 
 from asg_core.testing import ParityRun
-from asg_vargpt.checkpoint import released_names
 from asg_vargpt.parity.setup import RELATIVE, Subject
+from asg_vargpt.weights_map import released_names
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from PIL import Image as PilImage
 from PIL.Image import Image
 
 from asg_core.testing import ParityRun
-from asg_vargpt.checkpoint import LoadReport, load_model
 from asg_vargpt.files import read_json
-from asg_vargpt.model import Vargpt
-from asg_vargpt.preprocessing import image_processor
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.processing import image_processor
 from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
+from asg_vargpt.weights_map import LoadReport, load_model
 
 HIDDEN, GUIDED, DECODED, RELATIVE = 2e-5, 1e-4, 2e-4, 1e-5
 """Tolerances of FORMAT.md: hidden states and logits, guided logits, decoded pixels; relative, losses and norms."""

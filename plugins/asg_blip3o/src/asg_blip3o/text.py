@@ -8,8 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_blip3o.modeling import Blip3oModel
-from asg_blip3o.preprocessing import ImagePatches, Patches
+from asg_blip3o.modeling_blip3o import Blip3oModel
+from asg_blip3o.processing import ImagePatches, Patches
 from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
 from asg_core.backbones.devices import moved_to
 from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments

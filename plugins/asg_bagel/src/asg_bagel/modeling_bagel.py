@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asg_bagel.autoencoder import build_vae, released_vae_name
 from asg_bagel.config import BagelConfig
-from asg_bagel.modeling import SUFFIX, LanguageModel
-from asg_bagel.vision import Connector, PositionTable, VisionModel
+from asg_bagel.modeling_language import SUFFIX, LanguageModel
+from asg_bagel.modeling_vae import build_vae, released_vae_name
+from asg_bagel.modeling_vision import Connector, PositionTable, VisionModel
 
 TIME_FEATURES = 256
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from asg_core.backbones.manifest import LoadRequest
-from asg_vargpt.architecture import Architecture, DecoderShape, GenerationTokens, VaeShape
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.checkpoint import LoadReport, empty_model
+from asg_vargpt.config import Architecture, DecoderShape, GenerationTokens, VaeShape
+from asg_vargpt.weights_map import LoadReport, empty_model
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 152064,

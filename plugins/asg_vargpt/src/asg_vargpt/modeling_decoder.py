@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asg_core.backbones.devices import moved_to
-from asg_vargpt.architecture import DecoderShape
-from asg_vargpt.attention import ConstantPool, CrossAttention, Rope, ScaleCache, SelfAttention
+from asg_vargpt.config import DecoderShape
+from asg_vargpt.modeling_attention import ConstantPool, CrossAttention, Rope, ScaleCache, SelfAttention
 
 EPS = 1e-6
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from asg_bagel.modeling import Decoder
+from asg_bagel.modeling_language import Decoder
 from asg_core.backbones.devices import tensor_on
 from asg_core.models.decoding import Segment
 

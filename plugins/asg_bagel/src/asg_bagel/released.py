@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from asg_bagel.config import BagelConfig, build_config
-from asg_bagel.model import Bagel, slots
+from asg_bagel.modeling_bagel import Bagel, slots
 
 LLM: dict[str, Any] = {
     "hidden_size": 3584,

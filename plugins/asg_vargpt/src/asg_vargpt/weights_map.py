@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from asg_core.errors import WeightsError
-from asg_vargpt.architecture import Architecture, infer
+from asg_vargpt.config import Architecture, infer
 from asg_vargpt.files import StoredTensor, read_json, stored_tensors
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.names import SOS, to_released, unused_tensors
 
 CONFIG = "config.json"

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from asg_blip3o.decoder import read_decoder_configs
-from asg_blip3o.dims import DEAD, EVA, FLOW, eva_dims, flow_dims, latent_grid
+from asg_blip3o.config import DEAD, EVA, FLOW, eva_dims, flow_dims, latent_grid
 from asg_blip3o.headers import TensorInfo, read_folder, shapes
 from asg_blip3o.loading import LoadReport, compare, fill, require, slots
-from asg_blip3o.modeling import Blip3oModel, build_empty, main_slots
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty, main_slots
+from asg_blip3o.modeling_decoder import read_decoder_configs
 from asg_blip3o.options import Blip3oOptions
 from asg_core.errors import ConfigError, WeightsError
 

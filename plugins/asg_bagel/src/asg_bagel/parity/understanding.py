@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asg_bagel.context import Context, read
-from asg_bagel.language import BagelText
-from asg_bagel.parity.fixture import Replay
+from asg_bagel.kv_cache import Context, read
+from asg_bagel.parity.setup import Replay
+from asg_bagel.text import BagelText
 from asg_core.backbones.interface import TextRequest, TextSampling
 from asg_core.method.token_entropy import token_entropy
 from asg_core.models.decoding import sample_text

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
 from asg_core.errors import WeightsError
-from asg_vargpt.architecture import VaeShape
+from asg_vargpt.config import VaeShape
 from asg_vargpt.precision import exact_convolutions
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLTextConfig
 
-from asg_vargpt.architecture import Architecture
-from asg_vargpt.decoder import ImageDecoder
-from asg_vargpt.vae import Vae
+from asg_vargpt.config import Architecture
+from asg_vargpt.modeling_decoder import ImageDecoder
+from asg_vargpt.modeling_vae import Vae
 
 
 def qwen_config(config: Mapping[str, Any]) -> Qwen2VLConfig:

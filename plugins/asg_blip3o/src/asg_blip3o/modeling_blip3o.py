@@ -10,11 +10,11 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from asg_blip3o.decoder import PixelDecoder
-from asg_blip3o.dims import EVA, FLOW, EvaDims, FlowDims
-from asg_blip3o.eva import EvaTower
-from asg_blip3o.flow import FlowNetwork
+from asg_blip3o.config import EVA, FLOW, EvaDims, FlowDims
 from asg_blip3o.loading import Slot, slots
+from asg_blip3o.modeling_decoder import PixelDecoder
+from asg_blip3o.modeling_eva import EvaTower
+from asg_blip3o.modeling_flow import FlowNetwork
 
 
 class Blip3oModel(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from asg_bagel.context import Context, Rows, stack
-from asg_bagel.modeling import Recompute, stack_positions
+from asg_bagel.kv_cache import Context, Rows, stack
+from asg_bagel.modeling_language import Recompute, stack_positions
 from asg_bagel.sampling import Network, Velocities
 from asg_bagel.segments import MARKERS, SegmentBuilder
 
@@ -29,7 +29,7 @@ def velocity(
         latents: (B, n, w) float32.
         time: (B,) float32 in [0, 1].
         grid_rows: of the latent grid.
-        recompute: gradient checkpointing, see :class:`asg_bagel.modeling.Decoder`.
+        recompute: gradient checkpointing, see :class:`asg_bagel.modeling_language.Decoder`.
 
     Returns:
         (B, n, w) float32, differentiable.

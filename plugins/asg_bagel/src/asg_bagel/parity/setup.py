@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from asg_bagel.autoencoder import encode_latent
-from asg_bagel.checkpoint import load_model
-from asg_bagel.model import Bagel, Slot, slots
-from asg_bagel.preprocessing import ResizeRule, to_pixels
+from asg_bagel.modeling_bagel import Bagel, Slot, slots
+from asg_bagel.modeling_vae import encode_latent
+from asg_bagel.processing import ResizeRule, to_pixels
 from asg_bagel.segments import SegmentBuilder
 from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.weights_map import load_model
 from asg_core.testing import ParityRun
 
 INFORMATIONAL = ("checks",)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from asg_blip3o.conditioning import query_states
-from asg_blip3o.dims import pool_stride
-from asg_blip3o.eva import pool_features
+from asg_blip3o.config import pool_stride
 from asg_blip3o.losses import FlowPoint, flow_error, flow_point, velocity_at
-from asg_blip3o.modeling import main_slots
+from asg_blip3o.modeling_blip3o import main_slots
+from asg_blip3o.modeling_eva import pool_features
 from asg_blip3o.parity import Stage
-from asg_blip3o.parity_ledger import close
+from asg_blip3o.parity.ledger import close
 from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS
 from asg_blip3o.templates import training_text
 from asg_core.backbones.interface import Role

@@ -17,7 +17,7 @@ from torch import nn
 
 from asg_bagel.config import BagelConfig, build_config, read_json
 from asg_bagel.files import StoredTensor, find_files, read_inventory
-from asg_bagel.model import Bagel, Slot, slots
+from asg_bagel.modeling_bagel import Bagel, Slot, slots
 from asg_core.errors import WeightsError
 
 _SHOWN = 5

@@ -9,16 +9,16 @@ import torch
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
-from asg_blip3o.checkpoint import Release, load_model, read_release
-from asg_blip3o.dims import eva_dims, flow_dims
+from asg_blip3o.config import eva_dims, flow_dims
 from asg_blip3o.headers import read_header, shapes
-from asg_blip3o.language import LanguageModel
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
 from asg_blip3o.options import Blip3oOptions
-from asg_blip3o.parity_ledger import Ledger, close
-from asg_blip3o.preprocessing import ImagePatches, eva_pixels
+from asg_blip3o.parity.ledger import Ledger, close
+from asg_blip3o.processing import ImagePatches, eva_pixels
 from asg_blip3o.sampling import flow_scheduler
 from asg_blip3o.templates import NEGATIVE_TEXT, Vocabulary, generation_text
+from asg_blip3o.text import LanguageModel
+from asg_blip3o.weights_map import Release, load_model, read_release
 from asg_core.testing.parity import ParityReport, ParityRun
 
 _DTYPES = {
@@ -61,9 +61,9 @@ def replay(run: ParityRun) -> ParityReport:
     Raises:
         WeightsError: the checkpoint cannot be loaded. Everything later is reported as a failed case.
     """
-    from asg_blip3o.parity_drawing import replay_decoder, replay_flow
-    from asg_blip3o.parity_training import replay_loss, replay_weighted_update
-    from asg_blip3o.parity_understanding import replay_understanding
+    from asg_blip3o.parity.drawing import replay_decoder, replay_flow
+    from asg_blip3o.parity.training import replay_loss, replay_weighted_update
+    from asg_blip3o.parity.understanding import replay_understanding
 
     stage = _load(run)
     _check_facts(stage)

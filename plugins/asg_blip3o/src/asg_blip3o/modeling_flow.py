@@ -9,7 +9,7 @@ from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
-from asg_blip3o.dims import FlowDims
+from asg_blip3o.config import FlowDims
 from asg_core.backbones.devices import moved_to
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asg_blip3o.dims import EvaDims
+from asg_blip3o.config import EvaDims
 from asg_core.errors import ConfigError
 
 EPS = 1e-6
