@@ -13,6 +13,7 @@ from PIL import Image
 
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.loader import LoadReport
 from asg_core.planning import Drawing, ModelShape
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
@@ -81,9 +82,9 @@ def _bagel(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
     from asg_bagel.config import build_config
     from asg_bagel.options import BagelOptions, Sampler
     from asg_bagel.plan import shape_of
+    from asg_bagel.processing import BagelTokenizer
     from asg_bagel.released import LLM, VISION, random_model, released_config
-    from asg_bagel.tokenizer import BagelTokenizer
-    from asg_bagel.weights_map import LoadReport, read_config
+    from asg_bagel.weights_map import read_config
 
     files = PLUGINS / "asg_bagel/tests/fixtures/golden/checkpoint"
     if scale == "full":
@@ -116,7 +117,7 @@ def _bagel(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
         drawing = _drawing_with(request, profile)
         return shape_of(config, drawing, lambda text: len(tokenizer.text_segment(text)) + 1)
 
-    return BagelBackbone(model, tokenizer, request, LoadReport((), (), ())), shape
+    return BagelBackbone(model, tokenizer, request, LoadReport()), shape
 
 
 def _blip3o(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:

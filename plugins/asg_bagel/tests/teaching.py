@@ -15,10 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from asg_bagel.processing import ResizeRule
-from asg_bagel.segments import SegmentBuilder
-from asg_bagel.text import BagelText
-from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.processing import BagelTokenizer, ResizeRule
+from asg_bagel.text import BagelText, SegmentBuilder
 from asg_bagel.weights_map import load_model
 from asg_core.backbones.interface import Role, TextRequest, TextSample
 from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame

@@ -17,7 +17,7 @@ from asg_bagel.modeling_language import Recompute
 from asg_bagel.modeling_vae import decode_latent, to_images, to_map
 from asg_bagel.options import BagelOptions, Sampler
 from asg_bagel.sampling import euler_steps, seeded_noise
-from asg_bagel.segments import SegmentBuilder
+from asg_bagel.text import SegmentBuilder
 from asg_core.backbones.devices import moved_to
 from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import ConfigError

@@ -1,4 +1,4 @@
-"""The whole model as one tree of modules whose names are the released tensor names.
+"""The whole model as one tree of modules whose names, but for the autoencoder, are the released tensor names.
 
 Built without its generation half it plays Proposer and Solver only, in 16 GB of bfloat16 instead of 29. The layers of
 the generation expert exist even then, with placeholder weights, to carry the Generator's adapter through such a run.
@@ -7,20 +7,16 @@ the generation expert exist even then, with placeholder weights, to carry the Ge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from asg_bagel.config import BagelConfig
-from asg_bagel.modeling_language import SUFFIX, LanguageModel
-from asg_bagel.modeling_vae import build_vae, released_vae_name
+from asg_bagel.modeling_language import LanguageModel
+from asg_bagel.modeling_vae import build_vae
 from asg_bagel.modeling_vision import Connector, PositionTable, VisionModel
 
 TIME_FEATURES = 256
-
-_DRAWING = ("encoder.", "decoder.", "time_embedder.", "vae2llm.", "llm2vae.", "latent_pos_embed.")
 
 
 class TimeEmbedder(nn.Module):
@@ -74,45 +70,3 @@ class Bagel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the frozen weights."""
         return self.vit_pos_embed.pos_embed.dtype
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One released tensor and the parameter it becomes.
-
-    Attributes:
-        name: in the released files.
-        shape: in the released files; 1 x 1 convolutions of the autoencoder are matrices in the model.
-        module: owner of the parameter.
-        attribute: name of the parameter in it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    module: nn.Module
-    attribute: str
-
-    @property
-    def drawing(self) -> bool:
-        """Whether the tensor belongs to the generation half."""
-        return SUFFIX in self.name or self.name.startswith(_DRAWING)
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter as it is now."""
-        parameter = getattr(self.module, self.attribute)
-        assert isinstance(parameter, nn.Parameter)
-        return parameter
-
-
-def slots(model: Bagel) -> Iterator[Slot]:
-    """Every released tensor that has a place in this model, exactly once."""
-    levels = len(model.config.vae.ch_mult)
-    for path, module in model.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            name, shape = f"{path}.{attribute}", tuple(parameter.shape)
-            if path.startswith("vae."):
-                name = released_vae_name(name.removeprefix("vae."), levels)
-                if ".attn_1." in name and len(shape) == 2:
-                    shape = (*shape, 1, 1)
-            yield Slot(name, shape, module, attribute)

@@ -10,7 +10,7 @@ from torch import Tensor
 from asg_bagel.kv_cache import Context, Rows, stack
 from asg_bagel.modeling_language import Recompute, stack_positions
 from asg_bagel.sampling import Network, Velocities
-from asg_bagel.segments import MARKERS, SegmentBuilder
+from asg_bagel.text import MARKERS, SegmentBuilder
 
 
 def velocity(

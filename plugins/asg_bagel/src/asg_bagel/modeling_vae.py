@@ -5,8 +5,6 @@ A latent map (z, H/8, W/8) is cut into 2 x 2 cells; a token is (row in cell, col
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -32,27 +30,6 @@ def build_vae(config: VaeConfig) -> AutoencoderKL:
         shift_factor=config.shift_factor,
         use_quant_conv=False,
         use_post_quant_conv=False,
-    )
-
-
-_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-
-
-def released_vae_name(name: str, levels: int) -> str:
-    """The released (latent-diffusion style) name of one of diffusers' autoencoder parameters.
-
-    >>> released_vae_name("decoder.up_blocks.0.resnets.1.conv_shortcut.weight", 4)
-    'decoder.up.3.block.1.nin_shortcut.weight'
-    """
-    name = re.sub(r"down_blocks\.(\d+)\.", r"down.\1.", name)
-    name = re.sub(r"up_blocks\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
-    name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-    name = name.replace("mid_block.attentions.0", "mid.attn_1")
-    if ".attn_1." in name:
-        name = re.sub(r"group_norm|to_[qkv]|to_out\.0", lambda m: _ATTENTION[m[0]], name)
-    name = re.sub(r"(down|up)samplers\.0", r"\1sample", name)
-    return (
-        name.replace("resnets", "block").replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     )
 
 

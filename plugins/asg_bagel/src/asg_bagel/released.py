@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from asg_bagel.config import BagelConfig, build_config
-from asg_bagel.modeling_bagel import Bagel, slots
+from asg_bagel.modeling_bagel import Bagel
+from asg_bagel.weights_map import slots
 
 LLM: dict[str, Any] = {
     "hidden_size": 3584,
@@ -50,14 +50,14 @@ def random_model(
     with torch.device("meta"):
         model = Bagel(config)
     stream = torch.Generator(device).manual_seed(seed)
-    for slot in slots(model):
-        weight = torch.empty(slot.parameter.shape, dtype=dtype, device=device)
+    for slot in slots(model).values():
+        weight = torch.empty(slot.tensor.shape, dtype=dtype, device=device)
         if slot.attribute == "bias":
             weight.zero_()
         elif weight.dim() == 1:
             weight.fill_(1.0)
         else:
             weight.normal_(0.0, 0.02, generator=stream)
-        setattr(slot.module, slot.attribute, nn.Parameter(weight, requires_grad=False))
+        slot.put(weight)
     model.language_model.model.reset_rope(device)
     return model.eval()

@@ -14,7 +14,7 @@ from asg_bagel.modeling_vae import decode_latent, to_images, to_map, to_tokens
 from asg_bagel.options import Sampler
 from asg_bagel.parity.setup import Replay
 from asg_bagel.sampling import Step, euler_steps, guidance_on
-from asg_bagel.segments import MARKERS
+from asg_bagel.text import MARKERS
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from asg_bagel.modeling_bagel import Bagel, Slot, slots
+from asg_bagel.modeling_bagel import Bagel
 from asg_bagel.modeling_vae import encode_latent
-from asg_bagel.processing import ResizeRule, to_pixels
-from asg_bagel.segments import SegmentBuilder
-from asg_bagel.tokenizer import BagelTokenizer
-from asg_bagel.weights_map import load_model
+from asg_bagel.processing import BagelTokenizer, ResizeRule, to_pixels
+from asg_bagel.text import SegmentBuilder
+from asg_bagel.weights_map import load_model, slots
+from asg_core.models.weights.loader import Slot
 from asg_core.testing import ParityRun
 
 INFORMATIONAL = ("checks",)
@@ -63,7 +63,7 @@ class Replay:
         """Compare gradient norms of ``loss``, and whole gradients where they were recorded, by released name."""
         recorded = {name.split("/grad/")[1] for name in self.run.names(f"{case}/grad/")}
         names = sorted({*norms, *recorded})
-        found = [self.parameters[name].parameter.requires_grad_() for name in names]
+        found = [self.parameters[name].tensor.requires_grad_() for name in names]
         gradients = torch.autograd.grad(loss, found, allow_unused=True)
         for name, parameter, gradient in zip(names, found, gradients, strict=True):
             gradient = torch.zeros_like(parameter) if gradient is None else gradient
@@ -115,6 +115,6 @@ def open_replay(run: ParityRun) -> Replay:
         run,
         builder,
         ResizeRule(*dims["vae_tf"]),
-        {slot.name: slot for slot in slots(model)},
+        slots(model),
         meta["suggested_tolerance"]["atol"],
     )

@@ -22,7 +22,7 @@ def replay_training(fixture: Replay, key: str) -> None:
     patch = fixture.model.config.latent_patch
     clean, noise = to_tokens(latent, patch), run.tensor(f"{key}/noise")[None]
     for name in case["grad_norm"]:
-        fixture.parameters[name].parameter.requires_grad_()
+        fixture.parameters[name].tensor.requires_grad_()
     with fixture.recorded_layout() as layout:
         _, context = read(builder.model.language_model.model, Context(), builder.text(case["prompt"]))
         predicted = velocity(builder, stack([context]), noisy(clean, noise, time), time, latent.shape[2] // patch)

@@ -60,7 +60,7 @@ def replay_logprobs(fixture: Replay, key: str) -> None:
     run.equal(f"{key} answer ids", answer, case["answer_ids"])
     images = _images(fixture, case)
     for name in case["grad_norm_of_mean_ce"]:
-        fixture.parameters[name].parameter.requires_grad_()
+        fixture.parameters[name].tensor.requires_grad_()
     text = [*tokenizer.text_segment(case["prompt"])], [tokenizer.bos, *answer, tokenizer.eos]
     with fixture.recorded_layout() as layout:
         context = Context()
