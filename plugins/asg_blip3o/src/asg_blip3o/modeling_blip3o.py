@@ -1,8 +1,11 @@
-"""All modules of one BLIP3o model, and which stored tensor belongs to which of their parameters."""
+"""All modules of one BLIP3o model, and the pass that turns a prompt into the flow network's condition.
+
+The condition is made of prompt, ``[IMG]`` and learned queries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +13,11 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from asg_blip3o.config import EVA, FLOW, EvaDims, FlowDims
-from asg_blip3o.loading import Slot, slots
+from asg_blip3o.config import EvaDims, FlowDims
 from asg_blip3o.modeling_decoder import PixelDecoder
 from asg_blip3o.modeling_eva import EvaTower
 from asg_blip3o.modeling_flow import FlowNetwork
+from asg_core.backbones.devices import tensor_on
 
 
 class Blip3oModel(nn.Module):
@@ -94,28 +97,48 @@ def build_empty(
         return Blip3oModel(language_config(config), n_query, flow, grid, decoder, eva)
 
 
-def main_slots(model: Blip3oModel) -> dict[str, Slot]:
-    """Places of the main checkpoint's tensors, by their names there."""
-    places = slots(model, main_name)
-    if model.vlm.config.tie_word_embeddings:
-        places.pop("lm_head.weight")
-    return places
+def hidden_states(model: Blip3oModel, sequences: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
+    """Final-normed hidden states of embedded sequences of different lengths, in one causal pass.
+
+    Padding goes to the right, where causal attention makes it harmless, so no sequence sees another one's length.
+
+    Args:
+        model: the loaded model.
+        sequences: each (L_i, D).
+        positions: each (3, L_i), positions on the three rotary axes.
+
+    Returns:
+        Each (L_i, D).
+    """
+    longest = max(len(sequence) for sequence in sequences)
+    embeds = sequences[0].new_zeros(len(sequences), longest, sequences[0].shape[1])
+    axes = torch.zeros(3, len(sequences), longest, dtype=torch.long, device=embeds.device)
+    rows = []
+    for i, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+        rows.append(torch.cat([sequence, embeds[i, len(sequence) :]]))
+        axes[:, i, : len(sequence)] = position
+    out = model.vlm.model.language_model(
+        inputs_embeds=torch.stack(rows), position_ids=axes, use_cache=False
+    ).last_hidden_state
+    return [out[i, : len(sequence)] for i, sequence in enumerate(sequences)]
 
 
-def main_name(name: str) -> str | None:
-    """Name in the main checkpoint of a parameter of :class:`Blip3oModel`; None if it is stored elsewhere or nowhere."""
-    if name == "latent_queries":
-        return "model.latent_queries"
-    if name == "flow.dit.pad_token":
-        return None
-    for ours, stored in (
-        ("vlm.model.visual.", "visual."),
-        ("vlm.model.language_model.", "model."),
-        ("vlm.lm_head.", "lm_head."),
-        ("flow.dit.", FLOW),
-        ("flow.", FLOW),
-        ("eva.", EVA),
-    ):
-        if name.startswith(ours):
-            return stored + name.removeprefix(ours)
-    return None
+def query_states(model: Blip3oModel, prompts: Sequence[Sequence[int]], img: int) -> Tensor:
+    """Conditions of several prompts in one right-padded pass.
+
+    Positions are 0, 1, 2, ... on all three rotary axes, as the original has them even with an image in the prompt.
+
+    Args:
+        model: the loaded model.
+        prompts: token ids of each complete prompt, without ``[IMG]``.
+        img: id of ``[IMG]``.
+
+    Returns:
+        (B, n_query, D): states of the query positions after the final norm.
+    """
+    queries = model.latent_queries[0]
+    sequences = [
+        torch.cat([model.embed_tokens(tensor_on(model.device, [*prompt, img])), queries]) for prompt in prompts
+    ]
+    positions = [torch.arange(len(sequence), device=model.device).expand(3, -1) for sequence in sequences]
+    return torch.stack([hidden[-model.n_query :] for hidden in hidden_states(model, sequences, positions)])

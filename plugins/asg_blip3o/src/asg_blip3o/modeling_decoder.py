@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from asg_blip3o.sampling import start
 from asg_core.backbones.devices import tensor_on
-from asg_core.errors import ConfigError, WeightsError
+from asg_core.errors import ConfigError
 
 ORIGINAL_SIDE = 1024
 """The size condition's "original size" stays 1024 whatever is drawn, as in the original."""
@@ -146,34 +144,6 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(row.numpy(), "RGB") for row in to_bytes(pixels).cpu()]
 
 
-def read_decoder_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The UNet, autoencoder and scheduler settings below ``folder`` (``diffusion-decoder/`` of a release).
-
-    Each part is read from its own file: ``model_index.json`` names components that nothing can resolve.
-
-    Raises:
-        WeightsError: a file is missing or broken, or names a class that this decoder does not have.
-    """
-    wanted = (
-        ("unet/config.json", "UNet2DConditionModel"),
-        ("vae/config.json", "AutoencoderKL"),
-        ("scheduler/scheduler_config.json", "EulerDiscreteScheduler"),
-    )
-    configs = []
-    for name, kind in wanted:
-        try:
-            config: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{folder / name} cannot be read",
-                str(error),
-                "download the diffusion-decoder folder of the release again",
-            ) from error
-        if config.get("_class_name", kind) != kind:
-            raise WeightsError(
-                f"{folder / name} is of class {config['_class_name']}",
-                f"the decoder needs {kind}",
-                "use the released files",
-            )
-        configs.append(config)
-    return configs[0], configs[1], configs[2]
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the autoencoder in a model of ``dtype``: it overflows in float16."""
+    return torch.float32 if dtype == torch.float16 else dtype

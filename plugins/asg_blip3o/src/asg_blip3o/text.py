@@ -9,8 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from asg_blip3o.modeling_blip3o import Blip3oModel
-from asg_blip3o.processing import ImagePatches, Patches
-from asg_blip3o.templates import ASSISTANT, SYSTEM, USER, Vocabulary
+from asg_blip3o.processing import ASSISTANT, SYSTEM, USER, ImagePatches, Patches, Vocabulary
 from asg_core.backbones.devices import moved_to
 from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
 from asg_core.models.decoding.packed_vision import PackedVision

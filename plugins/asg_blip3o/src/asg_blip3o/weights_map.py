@@ -1,22 +1,23 @@
-"""From the released folder to a loaded model: config files, headers, a strict report, then the weights."""
+"""A released folder and the model: files, configurations, which tensor goes where, what may be left out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asg_blip3o.config import DEAD, EVA, FLOW, eva_dims, flow_dims, latent_grid
-from asg_blip3o.headers import TensorInfo, read_folder, shapes
-from asg_blip3o.loading import LoadReport, compare, fill, require, slots
-from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty, main_slots
-from asg_blip3o.modeling_decoder import read_decoder_configs
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty
+from asg_blip3o.modeling_decoder import vae_dtype
 from asg_blip3o.options import Blip3oOptions
 from asg_core.errors import ConfigError, WeightsError
+from asg_core.models.weights.inventory import Inventory, StoredTensor, read_inventory, read_json, shapes
+from asg_core.models.weights.loader import LoadReport, Slot, compare, fill, module_slots
+
+DecoderConfigs = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 DECODER = "diffusion-decoder"
 """Sub-folder of the pixel decoder."""
@@ -36,11 +37,21 @@ class Release:
 
     folder: Path
     config: Mapping[str, Any]
-    decoder_configs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-    main: Mapping[str, TensorInfo]
-    unet: Mapping[str, TensorInfo]
-    vae: Mapping[str, TensorInfo]
+    decoder_configs: DecoderConfigs
+    main: Inventory
+    unet: Inventory
+    vae: Inventory
     variant: str
+
+    @property
+    def inventory(self) -> dict[str, StoredTensor]:
+        """All tensors of the release; those of the decoder under their folder's name."""
+        decoder = {f"{DECODER}/{part}:": stored for part, stored in (("unet", self.unet), ("vae", self.vae))}
+        return {
+            prefix + name: tensor
+            for prefix, stored in {"": self.main, **decoder}.items()
+            for name, tensor in stored.items()
+        }
 
 
 def read_release(folder: Path) -> Release:
@@ -50,17 +61,43 @@ def read_release(folder: Path) -> Release:
         WeightsError: a file is missing, broken or cut short; config and tensors do not belong together.
     """
     config = _read_config(folder / "config.json")
-    main = read_folder(folder, "model")
+    main = _stored(folder, "model")
     decoder = folder / DECODER
     return Release(
         folder,
         config,
         read_decoder_configs(decoder),
         main,
-        read_folder(decoder / "unet", "diffusion_pytorch_model"),
-        read_folder(decoder / "vae", "diffusion_pytorch_model"),
+        _stored(decoder / "unet", "diffusion_pytorch_model"),
+        _stored(decoder / "vae", "diffusion_pytorch_model"),
         _variant(config, main),
     )
+
+
+def read_decoder_configs(folder: Path) -> DecoderConfigs:
+    """The UNet, autoencoder and scheduler settings below ``folder`` (``diffusion-decoder/`` of a release).
+
+    Each part is read from its own file: ``model_index.json`` names components that nothing can resolve.
+
+    Raises:
+        WeightsError: a file is missing or broken, or names a class that this decoder does not have.
+    """
+    wanted = (
+        ("unet/config.json", "UNet2DConditionModel"),
+        ("vae/config.json", "AutoencoderKL"),
+        ("scheduler/scheduler_config.json", "EulerDiscreteScheduler"),
+    )
+    configs = []
+    for name, kind in wanted:
+        config = read_json(folder / name)
+        if config.get("_class_name", kind) != kind:
+            raise WeightsError(
+                f"{folder / name} is of class {config['_class_name']}",
+                f"the decoder needs {kind}",
+                "use the released files",
+            )
+        configs.append(config)
+    return configs[0], configs[1], configs[2]
 
 
 def empty_model(release: Release, options: Blip3oOptions) -> Blip3oModel:
@@ -85,6 +122,30 @@ def empty_model(release: Release, options: Blip3oOptions) -> Blip3oModel:
     return build_empty(release.config, n_query, dims, grid, release.decoder_configs, tower)
 
 
+def main_slots(model: Blip3oModel) -> dict[str, Slot]:
+    """Places of the main checkpoint's tensors, by their names there."""
+    return module_slots(model, main_name, leave=_tied(model))
+
+
+def main_name(name: str) -> str | None:
+    """Name in the main checkpoint of a parameter of :class:`Blip3oModel`; None if it is stored elsewhere or nowhere."""
+    if name == "latent_queries":
+        return "model.latent_queries"
+    if name == "flow.dit.pad_token":
+        return None
+    for ours, stored in (
+        ("vlm.model.visual.", "visual."),
+        ("vlm.model.language_model.", "model."),
+        ("vlm.lm_head.", "lm_head."),
+        ("flow.dit.", FLOW),
+        ("flow.", FLOW),
+        ("eva.", EVA),
+    ):
+        if name.startswith(ours):
+            return stored + name.removeprefix(ours)
+    return None
+
+
 def load_model(
     release: Release, options: Blip3oOptions, device: torch.device, dtype: torch.dtype
 ) -> tuple[Blip3oModel, LoadReport]:
@@ -97,22 +158,19 @@ def load_model(
         WeightsError: a tensor is missing, misshapen or unexpected. ConfigError: options that do not fit the model.
     """
     model = empty_model(release, options)
-    expected = main_slots(model)
-    unused = DEAD if model.eva is not None else (*DEAD, EVA)
-    if model.vlm.config.tie_word_embeddings:
-        unused = (*unused, "lm_head.weight")
-    reports = {"": compare(expected, release.main, unused)}
-    require(reports[""], expected, release.main, allow_unexpected=options.allow_unexpected)
-    parts = (("unet", model.decoder.unet, release.unet), ("vae", model.decoder.vae, release.vae))
-    for name, module, header in parts:
-        places = slots(module, str)
-        reports[f"{DECODER}/{name}:"] = compare(places, header)
-        require(reports[f"{DECODER}/{name}:"], places, header, allow_unexpected=options.allow_unexpected)
+    places = main_slots(model)
+    unused = (*DEAD, *_tied(model)) if model.eva is not None else (*DEAD, *_tied(model), EVA)
+    reports = {"": compare(places, shapes(release.main), skip=lambda name: name.startswith(unused))}
+    reports[""].require(release.folder, allow_unexpected=options.allow_unexpected)
+    for part, module, stored in (("unet", model.decoder.unet, release.unet), ("vae", model.decoder.vae, release.vae)):
+        slots = module_slots(module)
+        report = reports[f"{DECODER}/{part}:"] = compare(slots, shapes(stored))
+        report.require(release.folder / DECODER / part, allow_unexpected=options.allow_unexpected)
         if options.drawing:
-            fill(places, header, device, _decoder_dtype(name, dtype))
-    flow = {name: slot for name, slot in expected.items() if name.startswith(FLOW)}
-    fill({name: slot for name, slot in expected.items() if name not in flow}, release.main, device, dtype)
-    fill(flow, release.main, device if options.drawing else torch.device("cpu"), dtype)
+            fill(slots, stored, device=device, dtype=vae_dtype(dtype) if part == "vae" else dtype)
+    flow = {name: slot for name, slot in places.items() if name.startswith(FLOW)}
+    fill({name: slot for name, slot in places.items() if name not in flow}, release.main, device=device, dtype=dtype)
+    fill(flow, release.main, device=device if options.drawing else "cpu", dtype=dtype)
     model.settle()
     for module in model.modules():
         for key, buffer in module._buffers.items():
@@ -120,47 +178,47 @@ def load_model(
     return model, _joined(reports)
 
 
-def _decoder_dtype(part: str, dtype: torch.dtype) -> torch.dtype:
-    """The SDXL autoencoder overflows in float16."""
-    return torch.float32 if part == "vae" and dtype == torch.float16 else dtype
+def _tied(model: Blip3oModel) -> tuple[str, ...]:
+    return ("lm_head.weight",) if model.vlm.config.tie_word_embeddings else ()
+
+
+def _stored(folder: Path, stem: str) -> dict[str, StoredTensor]:
+    return read_inventory(folder, (stem,), variant="bf16", any_name=True)
 
 
 def _joined(reports: Mapping[str, LoadReport]) -> LoadReport:
     def names(field: str) -> tuple[str, ...]:
         return tuple(prefix + name for prefix, report in reports.items() for name in getattr(report, field))
 
-    return LoadReport(names("matched"), names("missing"), names("unexpected"), names("unused"))
+    return LoadReport(*(names(field.name) for field in fields(LoadReport)))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read", str(error), "give the directory of a BLIP3o release") from error
+def _read_config(file: Path) -> dict[str, Any]:
+    config = read_json(file)
     if config.get("model_type") != "blip3o_qwen" or "gen_pooling" not in config:
         raise WeightsError(
-            f"{path} is of another model (model_type={config.get('model_type')!r})",
+            f"{file} is of another model (model_type={config.get('model_type')!r})",
             "BLIP3o's diffusion family has model_type 'blip3o_qwen' and gen_pooling; BLIP3o-NEXT differs",
             "give the directory of BLIP3o-Model-8B or -4B",
         )
     return config
 
 
-def _variant(config: Mapping[str, Any], header: Mapping[str, TensorInfo]) -> str:
+def _variant(config: Mapping[str, Any], stored: Inventory) -> str:
     """Which release the tensors are of; refuses a config of another one."""
-    stored = header.get("model.embed_tokens.weight")
-    if stored is None:
+    embedding = stored.get("model.embed_tokens.weight")
+    if embedding is None:
         raise WeightsError(
             "tensor 'model.embed_tokens.weight' is missing",
             "the variant is told from its shape",
             "give the directory of a complete BLIP3o release (4B or 8B, not BLIP3o-NEXT)",
         )
     variants = {3584: "8B", 2048: "4B"}
-    told, width = variants.get(stored.shape[-1], "custom"), config.get("hidden_size")
-    if stored.shape[-1] != width:
+    told, width = variants.get(embedding.shape[-1], "custom"), config.get("hidden_size")
+    if embedding.shape[-1] != width:
         raise WeightsError(
             f"config.json is of variant {variants.get(int(width or 0), 'custom')}, the weights are of variant {told}",
-            f"hidden_size is {width}, 'model.embed_tokens.weight' has shape {list(stored.shape)}",
+            f"hidden_size is {width}, 'model.embed_tokens.weight' has shape {list(embedding.shape)}",
             "use config files and weights of the same release",
         )
     return told

@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from PIL.Image import Image, fromarray
-from torch import Tensor
-
-from asg_blip3o.config import eva_dims, flow_dims
-from asg_blip3o.headers import read_header, shapes
-from asg_blip3o.modeling_blip3o import Blip3oModel
-from asg_blip3o.options import Blip3oOptions
-from asg_blip3o.parity.ledger import Ledger, close
-from asg_blip3o.processing import ImagePatches, eva_pixels
-from asg_blip3o.sampling import flow_scheduler
-from asg_blip3o.templates import NEGATIVE_TEXT, Vocabulary, generation_text
-from asg_blip3o.text import LanguageModel
-from asg_blip3o.weights_map import Release, load_model, read_release
+from asg_blip3o.parity.drawing import replay_decoder, replay_flow
+from asg_blip3o.parity.inputs import replay_facts, replay_preprocessing
+from asg_blip3o.parity.setup import groups, open_stage
+from asg_blip3o.parity.training import replay_loss, replay_weighted_update
+from asg_blip3o.parity.understanding import replay_understanding
 from asg_core.testing.parity import ParityReport, ParityRun
-
-_DTYPES = {
-    "F32": "torch.float32",
-    "I64": "torch.int64",
-    "U8": "torch.uint8",
-    "BF16": "torch.bfloat16",
-    "F64": "torch.float64",
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the cases run on: the fixture and its loaded checkpoint."""
-
-    run: ParityRun
-    cases: Ledger
-    release: Release
-    options: Blip3oOptions
-    model: Blip3oModel
-    vocabulary: Vocabulary
-    language: LanguageModel
-
-    def image(self, name: str) -> Image:
-        """A recorded uint8 image."""
-        return fromarray(self.run.tensor(name).numpy(), "RGB")
-
-    def eva_pixels(self, images: list[Image]) -> Tensor:
-        """Images as the EVA-CLIP tower of this checkpoint sees them."""
-        assert self.model.eva is not None
-        processor = self.language.patches.processor
-        return eva_pixels(images, self.model.eva.dims.image_size, processor.image_mean, processor.image_std)
 
 
 def replay(run: ParityRun) -> ParityReport:
@@ -61,127 +18,15 @@ def replay(run: ParityRun) -> ParityReport:
     Raises:
         WeightsError: the checkpoint cannot be loaded. Everything later is reported as a failed case.
     """
-    from asg_blip3o.parity.drawing import replay_decoder, replay_flow
-    from asg_blip3o.parity.training import replay_loss, replay_weighted_update
-    from asg_blip3o.parity.understanding import replay_understanding
-
-    stage = _load(run)
-    _check_facts(stage)
-    _check_preprocessing(stage)
-    for name in _groups(run, "und"):
+    stage = open_stage(run)
+    replay_facts(stage)
+    replay_preprocessing(stage)
+    for name in groups(run, "und"):
         replay_understanding(stage, name)
-    for name in _groups(run, "gen."):
+    for name in groups(run, "gen."):
         replay_flow(stage, name)
     replay_decoder(stage)
     replay_loss(stage)
     replay_weighted_update(stage)
     stage.cases.finish()
     return run.finish(informational=("libs", "notes", "set"))
-
-
-def _load(run: ParityRun) -> Stage:
-    release = read_release(run.fixture / "checkpoint")
-    options = Blip3oOptions(
-        real_image_target=True,
-        eva_head_width=run.value("eva_config")["head_width"],
-        flow_shift=run.value("flow_scheduler")["shift"],
-    )
-    dtype = getattr(torch, run.value("dtype"))
-    model, report = load_model(release, options, torch.device("cpu"), dtype)
-    run.equal("checkpoint: nothing missing or unexpected", (report.missing, report.unexpected), ((), ()))
-    vocabulary = Vocabulary(release.folder)
-    patches = ImagePatches(release.folder, options.min_image_side, options.max_image_side)
-    language = LanguageModel(model, vocabulary, patches)
-    return Stage(run, Ledger(run, "cases"), release, options, model, vocabulary, language)
-
-
-def _groups(run: ParityRun, prefix: str) -> list[str]:
-    """Case names such as und0 or gen.cond from the tensors' names."""
-    depth = prefix.count(".") + 1
-    return sorted({".".join(name.split(".")[:depth]) for name in run.names(prefix)})
-
-
-def _check_facts(stage: Stage) -> None:
-    """What the manifest says about the model must be what the loader found in its files."""
-    run, model, header = stage.run, stage.model, shapes(stage.release.main)
-    flow, grid = flow_dims(header), model.flow.grid
-    found = {
-        "dim": flow.width,
-        "in_channels": flow.channels,
-        "input_size": grid,
-        "latent_embedding_size": flow.condition,
-        "n_heads": flow.heads,
-        "n_kv_heads": flow.kv_heads,
-        "n_layers": flow.layers,
-        "norm_eps": model.flow.dit.config.norm_eps,
-        "qk_norm": model.flow.dit.config.qk_norm,
-    }
-    said = dict(run.value("dit_config"))
-    run.equal("dit_config.multiple_of", flow.ffn % said.pop("multiple_of"), 0)
-    run.equal("dit_config", found, said)
-    eva = eva_dims(header)
-    found = {
-        "head_width": stage.options.eva_head_width,
-        "image_size": eva.image_size,
-        "layer_norm_eps": 1e-6,
-        "layers": eva.layers,
-        "patch_size": eva.patch,
-        "postnorm": True,
-        "qkv_bias": True,
-        "width": eva.width,
-    }
-    said = dict(run.value("eva_config"))
-    run.equal("eva_config.mlp_ratio", int(eva.width * said.pop("mlp_ratio")), eva.mlp)
-    run.equal("eva_config", found, said)
-    flow_config = flow_scheduler(stage.options.flow_shift).config
-    for key, said_value in run.value("flow_scheduler").items():
-        run.equal(f"flow_scheduler.{key}", flow_config[key], said_value)
-    decoder_config = model.decoder.scheduler(1, torch.device("cpu")).config
-    for key, said_value in run.value("decoder_scheduler").items():
-        run.equal(f"decoder_scheduler.{key}", decoder_config[key], said_value)
-    run.equal("gen_pooling", stage.release.config["gen_pooling"], run.value("gen_pooling"))
-    run.equal("n_query", model.n_query, run.value("n_query"))
-    vocabulary = stage.vocabulary.tokenizer.get_vocab()
-    for token, said_value in run.value("token_ids").items():
-        run.equal(f"token_ids.{token}", vocabulary.get(token), said_value)
-    stored = {
-        name: [list(info.shape), _DTYPES[info.dtype]]
-        for name, info in read_header(run.fixture / "cases.safetensors").items()
-    }
-    run.equal("tensors", stored, run.value("tensors"))
-
-
-def _check_preprocessing(stage: Stage) -> None:
-    run, cases, patches = stage.run, stage.cases, stage.language.patches
-    with run.case("pre.smart_resize"):
-        asked = run.tensor("pre.smart_resize_in").tolist()
-        sizes = [list(patches.target_size(height, width)) for height, width in asked]
-        run.equal("pre.smart_resize", sizes, run.tensor("pre.smart_resize_out").tolist())
-    for name in _groups(run, "pre.und"):
-        with run.case(name):
-            image = stage.image(f"{name}.image_u8")
-            resized = patches.resize(image)
-            shown = patches.patches(resized)
-            run.equal(f"{name}.size clamp", _bytes(resized), run.tensor(f"{name}.asg_normalised_u8"))
-            run.equal(f"{name}.grid", [list(shown.grid)], run.tensor(f"{name}.image_grid_thw").tolist())
-            if f"{name}.pixel_values" in run.names(name):
-                close(run, f"{name}.pixel_values", shown.pixels, run.tensor(f"{name}.pixel_values"))
-    with run.case("pre.gen.eva_pixel_values"):
-        pixels = stage.eva_pixels([stage.image("pre.gen.image_u8")])
-        close(run, "pre.gen.eva_pixel_values", pixels, run.tensor("pre.gen.eva_pixel_values"))
-    with run.case("pre.gen texts"):
-        caption = cases.take("preprocess", "gen_text_raw")
-        run.equal("pre.gen template", generation_text(caption), cases.take("preprocess", "gen_text_templated"))
-        run.equal("pre.gen negative", NEGATIVE_TEXT, cases.take("preprocess", "gen_text_uncond_decoder"))
-        vocabulary = stage.vocabulary
-        made = {
-            "raw": vocabulary.encode(caption),
-            "space": vocabulary.negative_ids(),
-            "templated": vocabulary.generation_ids(caption),
-        }
-        for name, ids in made.items():
-            run.equal(f"pre.gen_{name}_ids", [ids], run.tensor(f"pre.gen_{name}_ids").tolist())
-
-
-def _bytes(image: Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image).copy())

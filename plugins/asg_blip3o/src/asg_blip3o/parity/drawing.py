@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from asg_blip3o.conditioning import query_states
+from asg_blip3o.modeling_blip3o import query_states
 from asg_blip3o.modeling_decoder import DecoderStep, to_bytes
-from asg_blip3o.parity import Stage
-from asg_blip3o.parity.ledger import close
+from asg_blip3o.parity.setup import Stage, close
+from asg_blip3o.processing import NEGATIVE_TEXT
 from asg_blip3o.sampling import FlowStep, feature_tokens, network_timestep, sample_features, sampling_scheduler
-from asg_blip3o.templates import NEGATIVE_TEXT
 
 
 def replay_flow(stage: Stage, name: str) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from asg_blip3o.conditioning import query_states
+from asg_blip3o.backbone import FLOW_MODULE, FLOW_TARGETS
 from asg_blip3o.config import pool_stride
-from asg_blip3o.losses import FlowPoint, flow_error, flow_point, velocity_at
-from asg_blip3o.modeling_blip3o import main_slots
+from asg_blip3o.modeling_blip3o import query_states
 from asg_blip3o.modeling_eva import pool_features
-from asg_blip3o.parity import Stage
-from asg_blip3o.parity.ledger import close
-from asg_blip3o.roles import FLOW_MODULE, FLOW_TARGETS
-from asg_blip3o.templates import training_text
+from asg_blip3o.parity.setup import Stage, close
+from asg_blip3o.processing import training_text
+from asg_blip3o.sampling import FlowPoint, flow_error, flow_point, velocity_at
+from asg_blip3o.weights_map import main_slots
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.lora import RoleAdapters
@@ -38,7 +37,7 @@ def replay_loss(stage: Stage) -> None:
         close(run, "loss.sigmas", point.sigmas, run.tensor("loss.sigmas"))
         norms: dict[str, float] = cases.take("loss", "grad_norms")
         slots = main_slots(model)
-        watched = {name: slots[name].module._parameters[slots[name].attribute] for name in norms}
+        watched = {name: slots[name].tensor for name in norms}
         loss, found = _loss_and_norms(stage, prompts, targets, point, watched)
         close(run, "loss.loss", loss, run.tensor("loss.loss"))
         close(run, "loss.loss (manifest)", float(loss), cases.take("loss", "loss"))
@@ -79,10 +78,9 @@ def _loss_and_norms(
     prompts: list[list[int]],
     targets: Tensor,
     point: FlowPoint,
-    watched: Mapping[str, nn.Parameter | None],
+    parameters: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, float]]:
     model = stage.model
-    parameters = {name: parameter for name, parameter in watched.items() if parameter is not None}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     context = model.flow.context(query_states(model, prompts, stage.vocabulary.special.img))

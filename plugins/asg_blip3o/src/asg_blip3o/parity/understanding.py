@@ -8,9 +8,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from asg_blip3o.parity import Stage
-from asg_blip3o.parity.ledger import close
-from asg_blip3o.templates import ASSISTANT, SYSTEM, USER
+from asg_blip3o.parity.setup import Stage, close
+from asg_blip3o.processing import ASSISTANT, SYSTEM, USER
 from asg_core.backbones.interface import Role, TextRequest, TextSample, TextSampling
 from asg_core.models.decoding import join_segments, sample_text, token_logits
 
