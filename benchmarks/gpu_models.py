@@ -13,6 +13,7 @@ from PIL import Image
 
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.inventory import read_inventory, read_json, shapes
 from asg_core.models.weights.loader import LoadReport
 from asg_core.planning import Drawing, ModelShape
 
@@ -160,7 +161,6 @@ def _blip3o(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
 def _vargpt(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
     from asg_vargpt import released
     from asg_vargpt.config import infer
-    from asg_vargpt.files import read_json, stored_tensors
     from asg_vargpt.options import Sampler, VargptOptions
     from asg_vargpt.plan import shape_of
     from asg_vargpt.weights_map import empty_model
@@ -171,7 +171,7 @@ def _vargpt(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
     config, architecture = released.CONFIG, released.ARCHITECTURE
     if scale == "tiny":
         config = read_json(files / "config.json")
-        architecture = infer(config, {name: tensor.shape for name, tensor in stored_tensors(files).items()})
+        architecture = infer(config, shapes(read_inventory(files)))
     elif scale == "slice":
         config = {**config, "num_hidden_layers": 2, "vision_config": {**config["vision_config"], "depth": 2}}
         architecture = replace(architecture, decoder=replace(architecture.decoder, chunks=(2,)))

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.models.decoding import recomputed
 from asg_core.models.lora import RoleAdapters
-from asg_vargpt.bits import draw_bits, filtered_logits
 from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.options import Sampler, VargptOptions, per_scale
 from asg_vargpt.prefill import prefill
 from asg_vargpt.processing import to_images
-from asg_vargpt.sampling import draw
+from asg_vargpt.sampling import draw, draw_bits, filtered_logits
 from asg_vargpt.scales import Schedule, schedule, schedule_of
 from asg_vargpt.scoring import BitScores, bit_scores, conditional_logits
 from asg_vargpt.text import VargptText

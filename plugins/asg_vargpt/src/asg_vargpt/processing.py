@@ -1,18 +1,49 @@
-"""Images in: the patches that Qwen2-VL's vision tower reads, and the pixels that the VAE encodes."""
+"""What goes in: the tokenizer, the patches that Qwen2-VL's vision tower reads, and the pixels that the VAE encodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PilImage
 from PIL.Image import Image
 from torch import Tensor
-from transformers import Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
+from asg_core.errors import WeightsError
+from asg_core.models.weights.inventory import check_tokenizer_files, read_json
+
+STOP = "<|im_end|>"
 OVERSCAN = 1.125
 """A square target is cropped out of an image whose short side is this much longer."""
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The byte-level BPE tokenizer of a released directory.
+
+    Raises:
+        WeightsError: its files are missing or damaged.
+    """
+    check_tokenizer_files(directory)
+    try:
+        return Qwen2Tokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"the tokenizer in {directory} cannot be read",
+            str(error),
+            "give the complete directory of the released weights",
+        ) from error
+
+
+def stop_tokens(directory: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """``<|im_end|>`` and what ``generation_config.json``, if there is one, says."""
+    own = {int(tokenizer.convert_tokens_to_ids(STOP))}
+    path = directory / "generation_config.json"
+    listed: Any = read_json(path).get("eos_token_id", []) if path.is_file() else []
+    return frozenset(own | {int(token) for token in (listed if isinstance(listed, list) else [listed])})
 
 
 def image_processor(

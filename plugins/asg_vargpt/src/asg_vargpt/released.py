@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.loader import LoadReport
 from asg_vargpt.backbone import VargptBackbone
 from asg_vargpt.config import Architecture, DecoderShape, GenerationTokens, VaeShape
-from asg_vargpt.weights_map import LoadReport, empty_model
+from asg_vargpt.weights_map import empty_model
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 152064,
@@ -87,4 +88,4 @@ def random_backbone(
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner)._buffers[leaf] = torch.zeros(buffer.shape, device=device, dtype=dtype)
-    return VargptBackbone(model.eval(), files, request, LoadReport((), (), (), (), ()))
+    return VargptBackbone(model.eval(), files, request, LoadReport())

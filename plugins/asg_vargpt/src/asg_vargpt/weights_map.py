@@ -1,66 +1,102 @@
-"""Released directory -> model, one tensor at a time, with a strict report."""
+"""Released files and the model: which tensor goes where, and what is stored but has no use."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
-from asg_core.errors import WeightsError
+from asg_core.models.weights.inventory import read_inventory, read_json, shapes
+from asg_core.models.weights.loader import LoadReport, Slot, compare, fill, module_slots
 from asg_vargpt.config import Architecture, infer
-from asg_vargpt.files import StoredTensor, read_json, stored_tensors
 from asg_vargpt.modeling_vargpt import Vargpt
-from asg_vargpt.names import SOS, to_released, unused_tensors
 
 CONFIG = "config.json"
+SOS = "sos_embedding.weight"
+"""Stored as a table of which one row, that of the start token, is ever read; the model keeps only that row."""
+
+SOS_PARAMETER = "sos_embedding"
+
+_PREFIXES: tuple[tuple[str, str], ...] = (
+    ("qwen.model.visual.", "visual."),
+    ("qwen.model.language_model.", "model."),
+    ("qwen.lm_head.", "lm_head."),
+    ("decoder.", "vargpt_gen."),
+    ("projector_in.", "image_gen_projector."),
+    ("projector_out.", "image_gen_projector_out."),
+    ("vae.", "vae_local."),
+)
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of every stored tensor.
+def unused_tensors(architecture: Architecture, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the stored tensors that no forward pass of the original reads.
 
-    Attributes:
-        matched: names of tensors that were loaded.
-        unused: stored, expected, and not read by any forward pass; not loaded.
-        skipped: only needed to draw, and left out on request.
-        missing: expected and not stored.
-        unexpected: stored and not expected.
-        misshapen: (name, stored shape, expected shape).
+    Args:
+        architecture: sizes of the image modules.
+        hidden: width of the language model.
     """
+    shape = architecture.decoder
+    width = shape.width
+    pool = "vargpt_gen.text_proj_for_sos.ca"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{pool}.mat_q": (1, shape.pool_heads, width // shape.pool_heads),
+        f"{pool}.zero_k_bias": (width,),
+        "vae_local.quantizer.lfq.mask": (architecture.vae.bits,),
+    }
+    for layer in (0, 2):
+        shapes[f"vargpt_gen.text_proj_for_ca.{layer}.weight"] = (width, width)
+        shapes[f"vargpt_gen.text_proj_for_ca.{layer}.bias"] = (width,)
+    for projector, size in (("image_gen_projector", width), ("image_gen_projector_out", hidden)):
+        shapes[f"{projector}.ln_q.weight"] = shapes[f"{projector}.ln_q.bias"] = (size,)
+    return shapes
 
-    matched: tuple[str, ...]
-    unused: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    skipped: tuple[str, ...] = ()
 
-    @property
-    def complete(self) -> bool:
-        """Whether the files hold exactly what the model expects."""
-        return not (self.missing or self.unexpected or self.misshapen)
+def to_released(name: str, chunks: Sequence[int], vae_levels: int) -> str:
+    """Released name of a parameter or buffer of :class:`asg_vargpt.modeling_vargpt.Vargpt`.
 
-    def raise_if_incomplete(self, directory: Path) -> None:
-        """Raises WeightsError that names the first tensors that do not fit."""
-        if self.complete:
-            return
-        complaints = [
-            f"{len(names)} {word}: {', '.join(names[:3])}"
-            for word, names in (("missing", self.missing), ("unexpected", self.unexpected))
-            if names
-        ]
-        complaints += [f"{name} has shape {stored}, expected {wanted}" for name, stored, wanted in self.misshapen[:3]]
-        raise WeightsError(
-            f"the weights in {directory} do not fit the model",
-            "; ".join(complaints),
-            "give the complete, unmodified directory of one VARGPT-v1.1 release",
-        )
+    Args:
+        name: as in ``state_dict``.
+        chunks: blocks per chunk of the image decoder.
+        vae_levels: resolution levels of the VAE.
+
+    Raises:
+        ValueError: the model has no such part.
+    """
+    if name == SOS_PARAMETER:
+        return SOS
+    own, released = next((pair for pair in _PREFIXES if name.startswith(pair[0])), ("", ""))
+    rest = name.removeprefix(own)
+    match own:
+        case "":
+            raise ValueError(f"no released tensor corresponds to {name}")
+        case "decoder.":
+            rest = re.sub(r"^blocks\.(\d+)", lambda found: _chunk(int(found[1]), chunks), rest)
+        case "vae.":
+            rest = _vae(rest, vae_levels)
+    return released + rest
+
+
+def _chunk(block: int, chunks: Sequence[int]) -> str:
+    for chunk, size in enumerate(chunks):
+        if block < size:
+            return f"block_chunks.{chunk}.module.{block}"
+        block -= size
+    raise ValueError("more blocks than chunks hold")
+
+
+def _vae(name: str, levels: int) -> str:
+    name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
+    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
+    name = re.sub(r"up_blocks\.(\d+)\.", lambda match: f"up.{levels - 1 - int(match[1])}.", name)
+    name = name.replace(".resnets.", ".block.").replace(".upsamplers.0.", ".upsample.")
+    name = re.sub(r"mid_block\.block\.(\d+)\.", lambda match: f"mid.block_{int(match[1]) + 1}.", name)
+    name = name.replace("conv_shortcut.", "nin_shortcut.").replace("conv_norm_out.", "norm_out.")
+    layer, _, leaf = name.rpartition(".")
+    return f"{layer}.{'norm' if 'norm' in layer.rpartition('.')[2] else 'conv'}.{leaf}"
 
 
 def empty_model(config: Mapping[str, Any], architecture: Architecture, *, generation: bool = True) -> Vargpt:
@@ -69,42 +105,34 @@ def empty_model(config: Mapping[str, Any], architecture: Architecture, *, genera
         return Vargpt(config, architecture, generation=generation).eval().requires_grad_(False)
 
 
-def released_names(model: Vargpt) -> dict[str, str]:
-    """Released name -> own name of everything that is loaded."""
-    architecture = model.architecture
-    levels = len(architecture.vae.widths)
-    return {to_released(name, architecture.decoder.chunks, levels): name for name in model.state_dict()}
+def released_name(model: Vargpt, name: str) -> str:
+    """Released name of a parameter or buffer of ``model``."""
+    return to_released(name, model.architecture.decoder.chunks, len(model.architecture.vae.widths))
 
 
-def expected_tensors(model: Vargpt) -> dict[str, tuple[int, ...]]:
-    """Released name -> shape of everything that a checkpoint of this architecture holds, used or not."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    expected = unused_tensors(model.architecture, model.hidden_size)
-    expected.update({released: own[name] for released, name in released_names(model).items()})
-    expected[SOS] = (model.architecture.tokens.start + 1, model.architecture.decoder.width)
-    return expected
+def slots(model: Vargpt) -> dict[str, Slot]:
+    """The place of every released tensor that is loaded, by its released name. The VAE stays float32."""
+    places = module_slots(model, lambda name: released_name(model, name))
+    if SOS in places:
+        start = model.architecture.tokens.start
+        # reading the one row alone: the whole table is 0.6 GB at full size
+        table = (start + 1, model.architecture.decoder.width)
+        places[SOS] = replace(places[SOS], shape=table, rows=slice(start, start + 1))
+    return {
+        name: replace(slot, dtype=torch.float32) if name.startswith("vae_local.") else slot
+        for name, slot in places.items()
+    }
 
 
-def compare(model: Vargpt, stored: Mapping[str, tuple[int, ...]]) -> LoadReport:
-    """Hold the stored names and shapes against what the model expects."""
-    expected = expected_tensors(model)
-    unused = unused_tensors(model.architecture, model.hidden_size)
-    common = sorted(expected.keys() & stored.keys())
-    return LoadReport(
-        matched=tuple(name for name in common if name not in unused),
-        unused=tuple(name for name in common if name in unused),
-        missing=tuple(sorted(expected.keys() - stored.keys())),
-        unexpected=tuple(sorted(stored.keys() - expected.keys())),
-        misshapen=tuple((name, stored[name], expected[name]) for name in common if stored[name] != expected[name]),
-    )
+def compare_tensors(model: Vargpt, stored: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """Hold the stored names and shapes against what a whole ``model`` expects, used or not."""
+    return compare(slots(model), stored, unread=unused_tensors(model.architecture, model.hidden_size))
 
 
 def load_model(
     directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, generation: bool = True
 ) -> tuple[Vargpt, LoadReport]:
-    """Build the model of a released directory, frozen, in eval mode.
-
-    Tensors are read one by one and moved to ``device`` at once, so that nothing is held twice.
+    """Build the model of a released directory, frozen, in eval mode, one tensor at a time.
 
     Args:
         directory: config.json and safetensors, sharded or single, any float dtype.
@@ -116,49 +144,17 @@ def load_model(
         WeightsError: a file is missing, damaged or truncated, or a tensor is missing, extra or misshapen.
     """
     config = read_json(directory / CONFIG)
-    stored = stored_tensors(directory)
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    architecture = infer(config, shapes)
-    report = compare(empty_model(config, architecture), shapes)
-    report.raise_if_incomplete(directory)
+    stored = read_inventory(directory)
+    architecture = infer(config, shapes(stored))
+    report = compare_tensors(empty_model(config, architecture), shapes(stored))
+    report.require(directory)
     model = empty_model(config, architecture, generation=generation)
-    wanted = released_names(model)
+    wanted = slots(model)
     report = replace(
         report,
         matched=tuple(name for name in report.matched if name in wanted),
-        skipped=tuple(name for name in report.matched if name not in wanted),
+        skipped=(*report.skipped, *(name for name in report.matched if name not in wanted)),
     )
-    _fill(model, stored, torch.device(device), dtype)
+    fill(wanted, stored, device=device, dtype=dtype)
     model.rebuild_rotary_tables(torch.device(device))
     return model, report
-
-
-def _fill(model: Vargpt, stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> None:
-    by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
-    for released, own in released_names(model).items():
-        by_file[stored[released].file].append((released, own))
-    for file, names in by_file.items():
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for released, own in names:
-                    tensor = _read(shard, released, model.architecture.tokens.start)
-                    wanted = torch.float32 if own.startswith("vae.") else dtype
-                    _assign(model, own, tensor.to(device=device, dtype=wanted))
-        except SafetensorError as error:
-            raise WeightsError(f"{file} cannot be read", str(error), "download the file again") from error
-
-
-def _read(shard: Any, released: str, start_token: int) -> Tensor:
-    if released == SOS:
-        # Slicing reads one row; the whole table is 0.6 GB at full size.
-        return shard.get_slice(released)[start_token : start_token + 1][0]  # type: ignore[no-any-return]
-    return shard.get_tensor(released)  # type: ignore[no-any-return]
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    if leaf in owner._parameters:
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
-    else:
-        setattr(owner, leaf, tensor)

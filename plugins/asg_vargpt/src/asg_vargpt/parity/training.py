@@ -17,8 +17,7 @@ from torch import Tensor
 from asg_core.testing import ParityRun
 from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.parity.drawing import recorded_schedule
-from asg_vargpt.parity.gradients import compare_norms, gradients
-from asg_vargpt.parity.setup import HIDDEN, RELATIVE, Subject, picture
+from asg_vargpt.parity.setup import HIDDEN, RELATIVE, Subject, compare_norms, gradients, picture
 from asg_vargpt.processing import pixels_of, target_image
 from asg_vargpt.quantizer import encode, inputs_of
 from asg_vargpt.sampling import start_condition
