@@ -7,6 +7,7 @@ named by its first missing tensor, before any data is touched. Pickled weights a
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,11 +120,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 raise ValueError(f"its header claims {length} bytes, the file has {size}")
             entries: dict[str, Any] = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
-        start = 8 + length
-        tensors = {
-            name: StoredTensor(file, tuple(entry["shape"]), entry["dtype"], *(start + o for o in entry["data_offsets"]))
-            for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
-        }
+        ordered = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+        tensors = {name: _stored(file, 8 + length, name, entry) for name, entry in ordered}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} is no safetensors file", str(error), _AGAIN) from error
     for name, tensor in tensors.items():
@@ -134,6 +132,15 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 _AGAIN,
             )
     return tensors
+
+
+def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    size = math.prod(shape) * ITEM_BYTES.get(entry["dtype"], 0)
+    if not 0 <= begin <= end or (size and end - begin != size):
+        raise ValueError(f"tensor {name!r} of shape {list(shape)} has bytes {begin} to {end}")
+    return StoredTensor(file, shape, entry["dtype"], start + begin, start + end)
 
 
 def shapes(inventory: Inventory) -> dict[str, tuple[int, ...]]:
