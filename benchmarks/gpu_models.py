@@ -13,6 +13,8 @@ from PIL import Image
 
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.inventory import read_inventory, read_json, shapes
+from asg_core.models.weights.loader import LoadReport
 from asg_core.planning import Drawing, ModelShape
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
@@ -78,12 +80,12 @@ def _drawing_with(request: LoadRequest, profile: str) -> LoadRequest:
 
 def _bagel(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
     from asg_bagel.backbone import BagelBackbone
-    from asg_bagel.checkpoint import LoadReport, read_config
     from asg_bagel.config import build_config
+    from asg_bagel.options import BagelOptions, Sampler
     from asg_bagel.plan import shape_of
-    from asg_bagel.release import LLM, VISION, random_model, released_config
-    from asg_bagel.settings import BagelOptions, Sampler
-    from asg_bagel.tokenizer import BagelTokenizer
+    from asg_bagel.processing import BagelTokenizer
+    from asg_bagel.released import LLM, VISION, random_model, released_config
+    from asg_bagel.weights_map import read_config
 
     files = PLUGINS / "asg_bagel/tests/fixtures/golden/checkpoint"
     if scale == "full":
@@ -116,15 +118,15 @@ def _bagel(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
         drawing = _drawing_with(request, profile)
         return shape_of(config, drawing, lambda text: len(tokenizer.text_segment(text)) + 1)
 
-    return BagelBackbone(model, tokenizer, request, LoadReport((), (), ())), shape
+    return BagelBackbone(model, tokenizer, request, LoadReport()), shape
 
 
 def _blip3o(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
     from asg_blip3o import released
-    from asg_blip3o.checkpoint import empty_model, read_release
-    from asg_blip3o.modeling import Blip3oModel, build_empty
+    from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty
     from asg_blip3o.options import Blip3oOptions, Sampler
     from asg_blip3o.plan import shape_of
+    from asg_blip3o.weights_map import empty_model, read_release
 
     files = PLUGINS / "asg_blip3o/tests/fixtures/golden/checkpoint"
     short = Sampler(flow_steps=3, decoder_steps=2, height=256, width=256)
@@ -157,23 +159,22 @@ def _blip3o(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
 
 
 def _vargpt(scale: Scale, request: LoadRequest) -> tuple[Backbone, ShapeWith]:
-    from asg_vargpt import release
-    from asg_vargpt.architecture import infer
-    from asg_vargpt.checkpoint import empty_model
-    from asg_vargpt.config import Sampler, VargptOptions
-    from asg_vargpt.files import read_json, stored_tensors
+    from asg_vargpt import released
+    from asg_vargpt.config import infer
+    from asg_vargpt.options import Sampler, VargptOptions
     from asg_vargpt.plan import shape_of
+    from asg_vargpt.weights_map import empty_model
 
     files = PLUGINS / "asg_vargpt/tests/fixtures/golden/ckpt"
     small, native = Sampler(resolution="0.06M"), Sampler(resolution="0.25M")
     options = VargptOptions(quality=small, rollout=native if scale == "full" else small)
-    config, architecture = release.CONFIG, release.ARCHITECTURE
+    config, architecture = released.CONFIG, released.ARCHITECTURE
     if scale == "tiny":
         config = read_json(files / "config.json")
-        architecture = infer(config, {name: tensor.shape for name, tensor in stored_tensors(files).items()})
+        architecture = infer(config, shapes(read_inventory(files)))
     elif scale == "slice":
         config = {**config, "num_hidden_layers": 2, "vision_config": {**config["vision_config"], "depth": 2}}
         architecture = replace(architecture, decoder=replace(architecture.decoder, chunks=(2,)))
     request = _with(request, options)
-    backbone = release.random_backbone(files, request, config, architecture)
+    backbone = released.random_backbone(files, request, config, architecture)
     return backbone, lambda profile: shape_of(empty_model(config, architecture), files, _drawing_with(request, profile))

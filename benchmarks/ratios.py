@@ -207,9 +207,9 @@ def guidance_ratio(repetitions: int) -> list[Row]:
     name = "two-branch guidance (BAGEL, 8 images)"
     checkpoint = Path(__file__).parents[1] / "plugins/asg_bagel/tests/fixtures/golden/checkpoint"
     try:
-        from asg_bagel.flow import guided_network
+        from asg_bagel.modeling_flow import guided_network
+        from asg_bagel.options import Sampler
         from asg_bagel.sampling import euler_steps, seeded_noise
-        from asg_bagel.settings import Sampler
     except ImportError:
         return [Row(name, "not run: asg_bagel is not installed")]
     backbone: Any = load_backbone("bagel", weights=checkpoint, device="cpu", dtype="float32")

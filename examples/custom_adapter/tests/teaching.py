@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from asg_janus.checkpoint import load_text
+from asg_janus.weights_map import load_text
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 

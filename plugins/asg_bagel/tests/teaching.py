@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from asg_bagel.checkpoint import load_model
-from asg_bagel.language import BagelText
-from asg_bagel.preprocessing import ResizeRule
-from asg_bagel.segments import SegmentBuilder
-from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.processing import BagelTokenizer, ResizeRule
+from asg_bagel.text import BagelText, SegmentBuilder
+from asg_bagel.weights_map import load_model
 from asg_core.backbones.interface import Role, TextRequest, TextSample
 from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT, frame
 from asg_core.models.decoding import token_logits

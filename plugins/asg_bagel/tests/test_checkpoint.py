@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asg_bagel.checkpoint import expected_tensors, load_model
-from asg_bagel.model import slots
-from asg_bagel.release import released_config
+from asg_bagel.released import released_config
+from asg_bagel.weights_map import expected_tensors, load_model, slots
 from asg_core.errors import WeightsError
 
 
@@ -30,7 +29,7 @@ def edit(directory: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 
 
 def values(directory: Path) -> dict[str, Tensor]:
-    return {slot.name: slot.parameter.detach() for slot in slots(load_model(directory)[0])}
+    return {name: slot.tensor.detach() for name, slot in slots(load_model(directory)[0]).items()}
 
 
 def test_the_full_size_model_expects_exactly_the_released_tensors() -> None:
@@ -53,9 +52,9 @@ def test_every_tensor_is_loaded_and_the_report_says_so(golden: Path) -> None:
     stored = {**load_file(golden / "checkpoint/ema.safetensors"), **load_file(golden / "checkpoint/ae.safetensors")}
     assert set(report.matched) == set(stored)
     assert report.missing == report.unexpected == report.skipped == ()
-    for slot in slots(model):
-        assert torch.equal(slot.parameter, stored[slot.name].float().reshape(slot.parameter.shape)), slot.name
-        assert not slot.parameter.requires_grad
+    for name, slot in slots(model).items():
+        assert torch.equal(slot.tensor, stored[name].float().reshape(slot.tensor.shape)), name
+        assert not slot.tensor.requires_grad
     assert not model.training
 
 
@@ -78,7 +77,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(copy: Path) -> None:
         load_model(copy)
     assert "1 missing: connector.fc1.bias" in caught.value.what
     assert "1 unexpected: connector.fc3.bias" in caught.value.what
-    assert "llm2vae.bias is (7,), expected (16,)" in caught.value.what
+    assert "llm2vae.bias is [7], expected [16]" in caught.value.what
 
 
 def test_a_truncated_file_names_the_first_tensor_that_is_cut(copy: Path) -> None:
@@ -89,20 +88,20 @@ def test_a_truncated_file_names_the_first_tensor_that_is_cut(copy: Path) -> None
     entries = json.loads(header[8 : 8 + length])
     entries.pop("__metadata__", None)
     last = max(entries, key=lambda name: entries[name]["data_offsets"][1])
-    with pytest.raises(WeightsError, match=f"truncated: tensor {last} is not complete"):
+    with pytest.raises(WeightsError, match=f"truncated: tensor '{last}' is cut off"):
         load_model(copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file at all", b"\xff" * 64])
 def test_garbage_is_no_checkpoint(copy: Path, content: bytes) -> None:
     (copy / "ae.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"ae\.safetensors is not a safetensors file"):
+    with pytest.raises(WeightsError, match=r"ae\.safetensors is no safetensors file"):
         load_model(copy)
 
 
 def test_an_empty_directory_and_missing_sizes_are_typed_errors(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="has no BAGEL weights"):
+    with pytest.raises(WeightsError, match=r"has no ema\.safetensors or model\.safetensors"):
         load_model(tmp_path / "empty")
     (copy / "llm_config.json").unlink()
     with pytest.raises(WeightsError, match="llm_config"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from asg_bagel.autoencoder import decode_latent, to_images, to_map
 from asg_bagel.backbone import BagelBackbone
-from asg_bagel.context import Context, read
-from asg_bagel.flow import noisy, training_time
+from asg_bagel.kv_cache import Context, read
+from asg_bagel.modeling_flow import noisy, training_time
+from asg_bagel.modeling_vae import decode_latent, to_images, to_map
 from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import CapabilityError, ConfigError
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from asg_bagel.backbone import BagelBackbone
+from asg_bagel.options import BagelOptions, Sampler
 from asg_bagel.plan import plan, shape_of
-from asg_bagel.release import released_config
-from asg_bagel.settings import BagelOptions, Sampler
+from asg_bagel.released import released_config
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.planning import ModelShape

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels, to_rgb
-from asg_bagel.vision import grid_positions
+from asg_bagel.modeling_vision import grid_positions
+from asg_bagel.processing import ResizeRule, to_patches, to_pixels, to_rgb
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from asg_bagel.options import Sampler
 from asg_bagel.sampling import Velocities, euler_steps, guidance_on, guide, seeded_noise, time_grid
-from asg_bagel.settings import Sampler
 
 
 def velocities(batch: int = 1, seed: int = 0) -> Velocities:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.config import build_config
-from asg_bagel.model import slots
-from asg_bagel.release import random_model
+from asg_bagel.released import random_model
+from asg_bagel.weights_map import slots
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 
 from bagel_fixtures import GOLDEN, picture, stir
@@ -53,7 +53,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(GOLDEN / "checkpoint" / file, directory / file)
     for file, content in (("llm_config", LLM), ("vit_config", vision), ("config", {"vae_config": VAE})):
         (directory / f"{file}.json").write_text(json.dumps(content))
-    tensors = {slot.name: slot.parameter.detach().reshape(slot.shape).clone() for slot in slots(model)}
+    tensors = {name: slot.tensor.detach().reshape(slot.shape).clone() for name, slot in slots(model).items()}
     vae = {name for name in tensors if name.startswith(("encoder.", "decoder."))}
     save_file({name: tensors[name] for name in vae}, directory / "ae.safetensors")
     save_file({name: tensors[name] for name in tensors.keys() - vae}, directory / "ema.safetensors")

@@ -12,7 +12,7 @@ import torch
 
 from asg_bagel.backbone import BagelBackbone
 from asg_bagel.backbone import load as factory
-from asg_bagel.settings import BagelOptions
+from asg_bagel.options import BagelOptions
 from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.backbones.manifest import LoadRequest, LoraSettings
 from asg_core.cli import main

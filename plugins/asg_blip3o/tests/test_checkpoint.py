@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.checkpoint import read_release
-from asg_blip3o.dims import EVA
-from asg_blip3o.headers import read_folder
+from asg_blip3o.config import EVA
+from asg_blip3o.weights_map import read_release
 from safetensors.torch import load_file, save_file
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.errors import CapabilityError, ConfigError, WeightsError
+from asg_core.models.weights.inventory import read_inventory
 
 Load = Callable[..., Blip3oBackbone]
 
@@ -42,18 +42,18 @@ def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def test_every_tensor_is_accounted_for(load: Load, released: Path) -> None:
     report = load().report
-    stored = read_folder(released, "model")
+    stored = read_inventory(released)
     main = [name for name in report.matched if not name.startswith("diffusion-decoder/")]
     assert report.missing == () == report.unexpected
-    assert sorted([*main, *report.unused]) == sorted(stored)
-    assert all(name.startswith(("model.vae.", EVA)) for name in report.unused)
+    assert sorted([*main, *report.skipped]) == sorted(stored)
+    assert all(name.startswith(("model.vae.", EVA)) for name in report.skipped)
 
 
 def test_the_tower_is_loaded_on_request_only(load: Load) -> None:
     assert load().model.eva is None
     backbone = load(real_image_target=True)
     assert backbone.model.eva is not None
-    assert not any(name.startswith(EVA) for name in backbone.report.unused)
+    assert not any(name.startswith(EVA) for name in backbone.report.skipped)
 
 
 def test_one_file_and_shards_and_generic_decoder_names_give_the_same_model(load: Load, checkpoint: Path) -> None:
@@ -102,7 +102,9 @@ def test_a_tied_head_is_the_embedding(load: Load, checkpoint: Path) -> None:
 def test_a_truncated_shard_names_the_first_tensor_that_is_gone(load: Load, checkpoint: Path) -> None:
     shard = checkpoint / "model-00003-of-00005.safetensors"
     shard.write_bytes(shard.read_bytes()[:-500])
-    with pytest.raises(WeightsError, match=r"tensor 'model\..*' of .*model-00003-of-00005.safetensors is cut short"):
+    with pytest.raises(
+        WeightsError, match=r"model-00003-of-00005.safetensors is truncated: tensor 'model\..*' is cut off"
+    ):
         load(checkpoint)
 
 
@@ -111,7 +113,7 @@ def test_a_missing_tensor_is_named(load: Load, checkpoint: Path, name: str) -> N
     tensors = all_tensors(checkpoint)
     del tensors[name]
     rewrite(checkpoint, tensors)
-    with pytest.raises(WeightsError, match=f"tensor '{name}' is missing"):
+    with pytest.raises(WeightsError, match=f"1 missing: {name}"):
         load(checkpoint)
 
 
@@ -119,14 +121,13 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(load: Load, checkpoint: Pa
     tensors = all_tensors(checkpoint)
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(97, 64)
     rewrite(checkpoint, tensors)
-    with pytest.raises(WeightsError, match=r"'model.layers.1.mlp.up_proj.weight' has shape \[97, 64\]") as error:
+    with pytest.raises(WeightsError, match=r"model.layers.1.mlp.up_proj.weight is \[97, 64\], expected \[96, 64\]"):
         load(checkpoint)
-    assert "[96, 64]" in error.value.why
 
 
 def test_an_unexpected_tensor_is_refused_unless_allowed(load: Load, checkpoint: Path) -> None:
     rewrite(checkpoint, {**all_tensors(checkpoint), "model.mm_projector.weight": torch.zeros(2)})
-    with pytest.raises(WeightsError, match=r"'model.mm_projector.weight' is unexpected"):
+    with pytest.raises(WeightsError, match=r"1 unexpected: model\.mm_projector\.weight"):
         load(checkpoint)
     assert load(checkpoint, allow_unexpected=True).report.unexpected == ("model.mm_projector.weight",)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
 from asg_blip3o.export import export
-from asg_blip3o.headers import read_folder
+from asg_blip3o.weights_map import read_release
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -48,7 +48,7 @@ def test_the_exported_base_is_the_solver_and_the_generator(
             base = exported.model.flow(x, torch.tensor([500]), exported.model.flow.context(states))
         assert torch.allclose(velocity, base, atol=1e-4)
     assert len(report.merged) == 14 + 10
-    assert report.copied == len(read_folder(released, "model")) - 24
+    assert report.copied == len(read_release(released).inventory) - 24
 
 
 def test_files_names_shapes_and_untouched_tensors_are_those_of_the_release(

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import asg_blip3o.released
 import pytest
-from asg_blip3o.checkpoint import read_release
-from asg_blip3o.dims import DEAD, EVA, eva_dims, flow_dims, latent_grid
-from asg_blip3o.loading import Slot, slots
-from asg_blip3o.modeling import build_empty, main_slots
+from asg_blip3o.config import DEAD, EVA, eva_dims, flow_dims, latent_grid
+from asg_blip3o.modeling_blip3o import build_empty
 from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.released import CONFIG, EVA_DIMS, FLOW_DIMS, GRID, full_size_model, random_backbone
+from asg_blip3o.weights_map import main_slots, read_release
 from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.loader import Slot, module_slots
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,10 +43,10 @@ def test_expected_names_and_shapes_equal_the_inventory(inventory: dict[str, Shap
     main = {**inventory["model.safetensors"], **inventory["model.safetensors[gen_vision_tower]"]}
     assert shapes_of(main_slots(model)) == main
     assert model.eva is not None
-    assert shapes_of(slots(model.eva, str)) == inventory["eva_clip_vision_tower/pytorch_model.bin"]
+    assert shapes_of(module_slots(model.eva)) == inventory["eva_clip_vision_tower/pytorch_model.bin"]
     for part, module in (("unet", model.decoder.unet), ("vae", model.decoder.vae)):
         stored = inventory[f"diffusion-decoder/{part}/diffusion_pytorch_model.bf16.safetensors"]
-        assert shapes_of(slots(module, str)) == stored
+        assert shapes_of(module_slots(module)) == stored
     dead = inventory["model.safetensors[vae]"]
     assert all(name.startswith(DEAD) for name in dead)
     assert len(main) + len(dead) == 1372 + 772 + 244

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.dims import FlowDims
-from asg_blip3o.loading import slots
-from asg_blip3o.modeling import Blip3oModel, build_empty, main_slots
+from asg_blip3o.config import FlowDims
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty
+from asg_blip3o.weights_map import main_slots
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.models.weights.loader import module_slots
 
 Load = Callable[..., Blip3oBackbone]
 
@@ -50,7 +51,7 @@ def tensors_of(model: Blip3oModel, stream: torch.Generator) -> dict[str, torch.T
 
 
 def part_of(module: nn.Module, stream: torch.Generator) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(slot.shape, generator=stream) * 0.05 for name, slot in slots(module, str).items()}
+    return {name: torch.randn(slot.shape, generator=stream) * 0.05 for name, slot in module_slots(module).items()}
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from asg_blip3o import parity_ledger
-from asg_blip3o.parity import replay
+from asg_blip3o.parity import replay, setup
 from safetensors.torch import load_file, save_file
 
 from asg_core.testing.parity import run_parity
@@ -60,5 +59,5 @@ def test_the_tolerance_follows_the_size_of_what_is_expected(monkeypatch: pytest.
         def close(self, name: str, actual: float, expected: float, tolerance: float) -> None:
             seen.append(tolerance)
 
-    parity_ledger.close(Run(), "x", 0.0, -50.0)  # type: ignore[arg-type]
+    setup.close(Run(), "x", 0.0, -50.0)  # type: ignore[arg-type]
     assert seen == [pytest.approx(5e-3)]

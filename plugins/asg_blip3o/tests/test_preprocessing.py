@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.language import image_positions
-from asg_blip3o.preprocessing import clamp_size, eva_pixels
+from asg_blip3o.processing import clamp_size, eva_pixels
+from asg_blip3o.text import image_positions
 from PIL import Image
 
 from asg_core.backbones.interface import TextRequest, TextSampling

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asg_vargpt.architecture import Architecture, DecoderShape, GenerationTokens, VaeShape
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.checkpoint import expected_tensors, released_names
-from asg_vargpt.model import Vargpt
-from asg_vargpt.names import SOS
+from asg_vargpt.config import Architecture, DecoderShape, GenerationTokens, VaeShape
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.weights_map import SOS, slots, unused_tensors
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -126,8 +125,11 @@ def relative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     stream = torch.Generator().manual_seed(0)
     model = Vargpt(config, shape)
-    own = {released: model.state_dict()[name] for released, name in released_names(model).items()}
-    tensors = {name: _random(name, size, own.get(name), stream) for name, size in expected_tensors(model).items()}
+    tensors = {
+        name: _random(name, size, None, stream) for name, size in unused_tensors(shape, model.hidden_size).items()
+    }
+    for name, slot in slots(model).items():
+        tensors[name] = _random(name, slot.shape, slot.tensor.detach(), stream)
     assert tensors[SOS].shape[0] == tokens.start + 1
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from asg_vargpt.bits import draw_bits, filtered_logits
+from asg_vargpt.sampling import draw_bits, filtered_logits
 
 
 def _logits(*probabilities: float) -> torch.Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.drawing import draw
 from asg_vargpt.prefill import prefill
+from asg_vargpt.sampling import draw
 from asg_vargpt.scales import schedule
 
 from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
@@ -117,7 +117,7 @@ def test_each_prompt_is_prefilled_once_and_context_keys_are_made_once(
     monkeypatch.setattr(attention, "keys_values", lambda context: rows.append(len(context)) or real(context))
     prefilled: list[int] = []
     monkeypatch.setattr(
-        "asg_vargpt.candidates.prefill",
+        "asg_vargpt.drawing.prefill",
         lambda model, prompts: prefilled.append(len(prompts)) or prefill(model, prompts),
     )
     awake.generate(REQUESTS, ImageSampling())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from asg_vargpt.architecture import infer
-from asg_vargpt.checkpoint import compare, empty_model, expected_tensors
-from asg_vargpt.release import ARCHITECTURE, CONFIG
+from asg_vargpt.config import infer
+from asg_vargpt.released import ARCHITECTURE, CONFIG
+from asg_vargpt.weights_map import compare_tensors, empty_model, slots, unused_tensors
 
 INVENTORY = Path(__file__).parent / "fixtures" / "inventory.tsv"
 
@@ -22,8 +22,9 @@ def inventory() -> dict[str, tuple[int, ...]]:
 def test_expected_names_and_shapes_are_the_inventory(inventory: dict[str, tuple[int, ...]]) -> None:
     model = empty_model(CONFIG, infer(CONFIG, inventory))
     assert len(inventory) == 1706
-    assert expected_tensors(model) == inventory
-    assert compare(model, inventory).complete
+    expected = {name: slot.shape for name, slot in slots(model).items()}
+    assert {**expected, **unused_tensors(model.architecture, model.hidden_size)} == inventory
+    assert compare_tensors(model, inventory).complete
 
 
 def test_parameters_add_up_to_the_published_size(inventory: dict[str, tuple[int, ...]]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asg_vargpt.checkpoint import empty_model
-from asg_vargpt.config import VargptOptions
+from asg_vargpt.options import VargptOptions
 from asg_vargpt.plan import plan, shape_of
-from asg_vargpt.release import ARCHITECTURE, CONFIG
+from asg_vargpt.released import ARCHITECTURE, CONFIG
+from asg_vargpt.weights_map import empty_model
 from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role

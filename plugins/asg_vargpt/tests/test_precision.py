@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 import pytest
 import torch
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.precision import exact_convolutions
+from asg_vargpt.modeling_vae import exact_convolutions
 
 CONVOLUTIONS = torch.backends.cudnn.conv
 

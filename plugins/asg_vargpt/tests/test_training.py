@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.checkpoint import load_model, released_names
-from asg_vargpt.preprocessing import image_processor
-from asg_vargpt.text import STOP, VargptText, load_tokenizer
+from asg_vargpt.processing import STOP, image_processor, load_tokenizer
+from asg_vargpt.text import VargptText
+from asg_vargpt.weights_map import load_model, slots
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -68,11 +68,8 @@ def taught(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     print(loss.item())
     assert loss.item() < 0.4
     shutil.copytree(source, directory)
-    own = {
-        released: model.get_parameter(name)
-        for released, name in released_names(model).items()
-        if name.startswith("qwen.")
-    }
+    language = ("visual.", "model.", "lm_head.")
+    own = {name: slot.tensor for name, slot in slots(model).items() if name.startswith(language)}
     for shard in directory.glob("*.safetensors"):
         tensors = {name: own[name].detach() if name in own else tensor for name, tensor in load_file(shard).items()}
         save_file(tensors, shard)

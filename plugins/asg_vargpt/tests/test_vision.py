@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 from asg_vargpt.backbone import VargptBackbone
-from asg_vargpt.preprocessing import patches_of
+from asg_vargpt.processing import patches_of
 from PIL import Image
 from torch.nn import functional as F
 

@@ -12,11 +12,11 @@ from asg_core.errors import WeightsError
 from asg_core.models.causal import CausalBackbone
 from asg_core.models.decoding import token_logits
 from asg_core.models.lora import RoleAdapters
-from asg_janus.checkpoint import load_text
 from asg_janus.drawing import ImageTokens, as_text
 from asg_janus.options import JanusOptions
 from asg_janus.plugin import MANIFEST
 from asg_janus.text import JanusText
+from asg_janus.weights_map import load_text
 
 _LINEAR = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 

@@ -12,6 +12,7 @@ MANIFEST = BackboneManifest(
     capabilities=Capabilities(text=True, image_loss="tokens", embed=True, gradient_checkpointing=True),
     factory="asg_janus.backbone:load",
     options="asg_janus.options:JanusOptions",
+    export="asg_janus.export:export",
     defaults={"generate": {"update": "regression"}},
 )
 """Regression by default: guided candidates are not samples of the policy that a probability ratio would be taken of."""

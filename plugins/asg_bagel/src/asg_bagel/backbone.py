@@ -1,4 +1,8 @@
-"""BAGEL behind the four roles of asg_core."""
+"""BAGEL behind the four roles of asg_core, and where their adapters sit.
+
+Text roles sit on the understanding expert, the Generator on the generation expert. The two sets of layers are disjoint,
+so the Generator's adapter leaves every text computation untouched, and it always draws under the base model's prefix.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from asg_bagel import adapters
-from asg_bagel.checkpoint import LoadReport, load_model
 from asg_bagel.drawing import Drawing
-from asg_bagel.language import BagelText
-from asg_bagel.model import Bagel
+from asg_bagel.modeling_bagel import Bagel
+from asg_bagel.options import BagelOptions
 from asg_bagel.plugin import MANIFEST
-from asg_bagel.preprocessing import ResizeRule
-from asg_bagel.segments import SegmentBuilder
-from asg_bagel.settings import BagelOptions
-from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.processing import BagelTokenizer, ResizeRule
+from asg_bagel.text import BagelText, SegmentBuilder
+from asg_bagel.weights_map import load_model
 from asg_core.backbones.interface import (
     GenerationLoss,
     ImageRequest,
@@ -23,9 +24,31 @@ from asg_core.backbones.interface import (
     ImageSampling,
     Role,
 )
-from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest, LoraSettings
 from asg_core.errors import CapabilityError, ConfigError, WeightsError
 from asg_core.models.causal import CausalBackbone
+from asg_core.models.lora import RoleAdapters
+from asg_core.models.weights.loader import LoadReport
+
+MODULE = "language_model"
+
+UNDERSTANDING = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+GENERATION = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.(gate|up|down)_proj)"
+"""Whole layer names below ``language_model``. A suffix match would put text adapters on the generation expert's MLP and
+no adapter at all on its attention."""
+
+
+def inject_adapters(model: Bagel, settings: LoraSettings, seed: int) -> RoleAdapters:
+    """Put fresh, zero-effect adapters on the model.
+
+    Without the generation half the Generator's adapter is there too, on the host: it can be loaded and saved, not used.
+    """
+    targets = {
+        Role.PROPOSER: {MODULE: UNDERSTANDING},
+        Role.SOLVER: {MODULE: UNDERSTANDING},
+        Role.GENERATOR: {MODULE: GENERATION},
+    }
+    return RoleAdapters({MODULE: model.language_model}, targets, settings, seed)
 
 
 class BagelBackbone(CausalBackbone):
@@ -53,7 +76,7 @@ class BagelBackbone(CausalBackbone):
         text = BagelText(self.builder)
         super().__init__(
             text,
-            adapters.inject(model, request.lora, request.seed),
+            inject_adapters(model, request.lora, request.seed),
             list(model.language_model.model.layers) if request.gradient_checkpointing else [],
             options,
         )

@@ -7,10 +7,8 @@ and key norms, two experts, one vision layer fewer, no vision head) is in no fil
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from transformers import Qwen2Config, SiglipVisionConfig
@@ -124,19 +122,6 @@ def build_config(
         latent_side=_root(latent_rows, "latent_pos_embed.pos_embed"),
         latent_patch=_root(latent_width // vae_config.z_channels, "vae2llm.weight"),
     )
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """One JSON object of a checkpoint. Raises WeightsError when it is missing or malformed."""
-    try:
-        data = json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{directory / name} cannot be read", str(error), "give the directory with all files of the BAGEL release"
-        ) from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{directory / name} is not a JSON object", "it holds something else", "download it again")
-    return data
 
 
 def _root(number: int, name: str) -> int:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asg_bagel.autoencoder import decode_latent, to_images, to_map
 from asg_bagel.config import BagelConfig
-from asg_bagel.context import Context, read, stack
-from asg_bagel.flow import guided_network, noisy, squared_errors, training_time, velocity
-from asg_bagel.modeling import Recompute
+from asg_bagel.kv_cache import Context, read, stack
+from asg_bagel.modeling_flow import guided_network, noisy, squared_errors, training_time, velocity
+from asg_bagel.modeling_language import Recompute
+from asg_bagel.modeling_vae import decode_latent, to_images, to_map
+from asg_bagel.options import BagelOptions, Sampler
 from asg_bagel.sampling import euler_steps, seeded_noise
-from asg_bagel.segments import SegmentBuilder
-from asg_bagel.settings import BagelOptions, Sampler
+from asg_bagel.text import SegmentBuilder
 from asg_core.backbones.devices import moved_to
 from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import ConfigError

@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
-from asg_bagel.adapters import GENERATION, UNDERSTANDING
-from asg_bagel.autoencoder import decode_latent
-from asg_bagel.backbone import vision_rule
-from asg_bagel.checkpoint import read_config
+from asg_bagel.backbone import GENERATION, UNDERSTANDING, vision_rule
 from asg_bagel.config import BagelConfig
 from asg_bagel.drawing import grid_of, rollout_side
-from asg_bagel.model import Bagel, slots
-from asg_bagel.modeling import EXPERTS
+from asg_bagel.modeling_bagel import Bagel
+from asg_bagel.modeling_language import EXPERTS
+from asg_bagel.modeling_vae import decode_latent
+from asg_bagel.options import BagelOptions
+from asg_bagel.processing import BagelTokenizer
 from asg_bagel.sampling import guidance_on, time_grid
-from asg_bagel.segments import MARKERS
-from asg_bagel.settings import BagelOptions
-from asg_bagel.tokenizer import BagelTokenizer
+from asg_bagel.text import MARKERS
+from asg_bagel.weights_map import is_generation, read_config, slots
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.planning.allocation import counted_bytes
@@ -89,12 +88,12 @@ def _expert_matrices(model: Bagel, suffix: str) -> int:
 def _parts(model: Bagel, dtype: torch.dtype) -> tuple[Part, ...]:
     counts = {"text": 0, "vision": 0, "drawing": 0}
     vision = ("vit_model.", "connector.", "vit_pos_embed.")
-    for slot in slots(model):
-        if slot.drawing:
+    for name, slot in slots(model).items():
+        if is_generation(name):
             # layers of an expert that was left out hold placeholders
-            counts["drawing"] += slot.parameter.numel() if model.generation else 0
+            counts["drawing"] += slot.tensor.numel() if model.generation else 0
         else:
-            counts["vision" if slot.name.startswith(vision) else "text"] += slot.parameter.numel()
+            counts["vision" if name.startswith(vision) else "text"] += slot.tensor.numel()
     return tuple(Part(name, count, count * dtype.itemsize) for name, count in counts.items() if count)
 
 

@@ -11,7 +11,7 @@ MANIFEST = BackboneManifest(
     licence="Apache-2.0",
     capabilities=Capabilities(text=True, image_loss="flow", embed=True, gradient_checkpointing=True),
     factory="asg_bagel.backbone:load",
-    options="asg_bagel.settings:BagelOptions",
+    options="asg_bagel.options:BagelOptions",
     parity="asg_bagel.parity:replay",
     plan="asg_bagel.plan:plan",
     export="asg_bagel.export:export",

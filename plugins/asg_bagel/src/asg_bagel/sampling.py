@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asg_bagel.settings import Sampler
+from asg_bagel.options import Sampler
 
 _EPSILON = 1e-8
 

@@ -1,27 +1,27 @@
-"""BLIP3o behind the four roles (``asg_core.backbones.interface.Backbone``)."""
+"""BLIP3o behind the four roles of asg_core, and which layers carry which role's adapter.
+
+There is one set of role names over all modules, so a switch switches all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from asg_blip3o.checkpoint import Release, load_model, read_release
-from asg_blip3o.dims import pool_stride
+from asg_blip3o.config import pool_stride
 from asg_blip3o.drawing import Drawing
-from asg_blip3o.eva import pool_features
-from asg_blip3o.language import LanguageModel
-from asg_blip3o.loading import LoadReport
-from asg_blip3o.losses import FlowPoint, draw_point, flow_error, velocity_at
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel
+from asg_blip3o.modeling_eva import pool_features
 from asg_blip3o.options import Blip3oOptions
 from asg_blip3o.plugin import MANIFEST
-from asg_blip3o.preprocessing import ImagePatches, eva_pixels
-from asg_blip3o.roles import role_adapters
-from asg_blip3o.templates import Vocabulary
+from asg_blip3o.processing import ImagePatches, Vocabulary, eva_pixels
+from asg_blip3o.sampling import FlowPoint, draw_point, flow_error, velocity_at
+from asg_blip3o.text import LanguageModel
+from asg_blip3o.weights_map import Release, load_model, read_release
 from asg_core.backbones.devices import moved_to
 from asg_core.backbones.interface import (
     GenerationLoss,
@@ -30,12 +30,49 @@ from asg_core.backbones.interface import (
     ImageSampling,
     Role,
 )
-from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest, LoraSettings
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.models.causal import CausalBackbone
+from asg_core.models.lora import RoleAdapters
+from asg_core.models.weights.loader import LoadReport
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+LANGUAGE_MODULE, FLOW_MODULE = "language", "flow"
+
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Of the language model alone: the vision tower, whose MLP layers bear the same names, is another module."""
+
+FLOW_TARGETS = (
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "caption_projection.linear_1",
+    "caption_projection.linear_2",
+)
+"""Cross-attention and caption projection of the flow network."""
+
+
+def role_adapters(model: Blip3oModel, settings: LoraSettings, seed: int, *, generator_language: bool) -> RoleAdapters:
+    """Inject the three adapters: text roles on the language model, the generator on the flow network.
+
+    Args:
+        model: loaded, without adapters.
+        settings: rank and alpha of every adapter.
+        seed: of the initialisation.
+        generator_language: put the generator on the language model too.
+    """
+    language = {LANGUAGE_MODULE: LANGUAGE_TARGETS}
+    flow = {FLOW_MODULE: FLOW_TARGETS}
+    return RoleAdapters(
+        {LANGUAGE_MODULE: model.vlm.model.language_model, FLOW_MODULE: model.flow},
+        {
+            Role.PROPOSER: language,
+            Role.SOLVER: language,
+            Role.GENERATOR: {**flow, **language} if generator_language else flow,
+        },
+        settings,
+        seed,
+    )
 
 
 class Blip3oBackbone(CausalBackbone):

@@ -9,12 +9,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from asg_blip3o.conditioning import query_states
-from asg_blip3o.decoder import to_images
-from asg_blip3o.modeling import Blip3oModel
+from asg_blip3o.modeling_blip3o import Blip3oModel, query_states
+from asg_blip3o.modeling_decoder import to_images
 from asg_blip3o.options import Blip3oOptions, Sampler
+from asg_blip3o.processing import Vocabulary
 from asg_blip3o.sampling import feature_tokens, sample_features
-from asg_blip3o.templates import Vocabulary
 from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import ImageRequest
 from asg_core.config.seeding import derive_seed

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from asg_blip3o.backbone import Blip3oBackbone
-from asg_blip3o.checkpoint import Release
-from asg_blip3o.dims import EvaDims, FlowDims
-from asg_blip3o.loading import LoadReport
-from asg_blip3o.modeling import Blip3oModel, build_empty
+from asg_blip3o.config import EvaDims, FlowDims
+from asg_blip3o.modeling_blip3o import Blip3oModel, build_empty
+from asg_blip3o.weights_map import Release
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.loader import LoadReport
 
 CONFIG: dict[str, Any] = {
     "architectures": ["blip3oQwenForCausalLM"],
@@ -148,4 +148,4 @@ def random_backbone(files: Path, request: LoadRequest, model: Blip3oModel | None
     model = full_size_model() if model is None else model
     randomise(model, torch.device(request.device), getattr(torch, request.dtype), request.seed)
     release = Release(files, CONFIG, (UNET, VAE, SCHEDULER), {}, {}, {}, "8B")
-    return Blip3oBackbone(model, LoadReport((), (), (), ()), release, request)
+    return Blip3oBackbone(model, LoadReport(), release, request)

@@ -1,4 +1,7 @@
-"""VARGPT behind the four roles of asg_core."""
+"""VARGPT-v1.1 behind the four roles of asg_core, and where the role adapters sit.
+
+All sit on the language model; the Generator's, as an option, on the decoder as well.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,35 @@ from asg_core.backbones.interface import (
     ImageSampling,
     Role,
 )
-from asg_core.backbones.manifest import BackboneManifest, LoadRequest
+from asg_core.backbones.manifest import BackboneManifest, LoadRequest, LoraSettings
 from asg_core.errors import CapabilityError, WeightsError
 from asg_core.models.causal import CausalBackbone
-from asg_vargpt import adapters
-from asg_vargpt.candidates import Candidates
-from asg_vargpt.checkpoint import LoadReport, load_model
-from asg_vargpt.config import VargptOptions
-from asg_vargpt.model import Vargpt
+from asg_core.models.lora import RoleAdapters, Targets
+from asg_core.models.weights.loader import LoadReport
+from asg_vargpt.drawing import Candidates
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.options import VargptOptions
 from asg_vargpt.plugin import MANIFEST
-from asg_vargpt.preprocessing import image_processor
-from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
+from asg_vargpt.processing import image_processor, load_tokenizer, stop_tokens
+from asg_vargpt.text import VargptText
+from asg_vargpt.weights_map import load_model
+
+LANGUAGE_MODEL = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+DECODER = r"blocks\.\d+\.(sa\.(mat_qkv|proj)|ca\.(mat_q|mat_kv|proj)|ffn\.fc[12])"
+
+
+def inject_adapters(model: Vargpt, settings: LoraSettings, seed: int, *, on_decoder: bool) -> RoleAdapters:
+    """Put fresh, zero-effect adapters on the model; ``on_decoder`` adds the decoder to the Generator's.
+
+    A model without its generation half has no Generator.
+    """
+    modules: dict[str, nn.Module] = {"language_model": model.language_model}
+    roles = [role for role in Role if model.generation or role is not Role.GENERATOR]
+    targets: dict[Role, dict[str, Targets]] = {role: {"language_model": LANGUAGE_MODEL} for role in roles}
+    if on_decoder and model.generation:
+        modules["decoder"] = model.decoder
+        targets[Role.GENERATOR]["decoder"] = DECODER
+    return RoleAdapters(modules, targets, settings, seed)
 
 
 class VargptBackbone(CausalBackbone):
@@ -53,7 +74,7 @@ class VargptBackbone(CausalBackbone):
         on_decoder = options.generator_adapter == "language_model_and_decoder"
         super().__init__(
             text,
-            adapters.inject(model, request.lora, request.seed, on_decoder=on_decoder),
+            inject_adapters(model, request.lora, request.seed, on_decoder=on_decoder),
             list(model.language_model.layers) if request.gradient_checkpointing else [],
             options,
         )

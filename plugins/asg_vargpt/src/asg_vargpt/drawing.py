@@ -1,150 +1,170 @@
-"""The scale loop: a prompt stream through the language model, an unconditional one, and the image decoder over both.
+"""The Generator's images: drawing them in batches, and scoring the stored bits again with gradients.
 
-Per scale:  cells -> projector -> language model (prompt and all scales before | this scale alone) -> projector
-            -> decoder -> logits / tau -> g * conditional + (1 - g) * unconditional -> bits -> sum of codes
-            -> cells of the next scale
+Trajectory of an image: ``bits`` (L, d) uint8, ``grids`` (scales, 2) and ``prompt_ids`` (n,) long; no pixel is encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from asg_core.backbones.devices import tensor_on
-from asg_vargpt.attention import ScaleCache, rope_of
-from asg_vargpt.decoder import Condition
-from asg_vargpt.model import Vargpt
-from asg_vargpt.prefill import Prefilled, decoder_context
-from asg_vargpt.quantizer import Accumulator
-from asg_vargpt.scales import Schedule
-
-Choose = Callable[[int, Tensor], Tensor]
-"""(scale, guided logits (N, n, bits, 2)) -> bits (N, n, bits) uint8."""
-
-
-@dataclass(frozen=True, eq=False)
-class ScaleStep:
-    """What one scale produced for N candidates; n positions.
-
-    Attributes:
-        scale: index.
-        hidden: (N or 2N, n, D) of the language model; unconditional rows last.
-        logits: (N or 2N, n, bits, 2) float32 before temperature and guidance.
-        guided: (N, n, bits, 2) float32, what bits are drawn from.
-        bits: (N, n, bits) uint8.
-        latent: (N, bits, H, W) float32, the sum up to this scale.
-    """
-
-    scale: int
-    hidden: Tensor
-    logits: Tensor
-    guided: Tensor
-    bits: Tensor
-    latent: Tensor
+from asg_core.backbones.interface import GenerationLoss, ImageRequest, ImageSample, ImageSampling, Role
+from asg_core.models.decoding import recomputed
+from asg_core.models.lora import RoleAdapters
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.options import Sampler, VargptOptions, per_scale
+from asg_vargpt.prefill import prefill
+from asg_vargpt.processing import to_images
+from asg_vargpt.sampling import draw, draw_bits, filtered_logits
+from asg_vargpt.scales import Schedule, schedule, schedule_of
+from asg_vargpt.scoring import BitScores, bit_scores, conditional_logits
+from asg_vargpt.text import VargptText
 
 
-def start_condition(model: Vargpt, conditional: int, unconditional: int = 0) -> Condition:
-    """The decoder's condition for so many rows of either kind; it is the same for all prompts."""
-    start = torch.stack((model.sos_embedding, model.decoder.cfg_uncond[0]))
-    both = model.decoder.condition(start)
-    rows = tensor_on(start.device, [0] * conditional + [1] * unconditional)
-    return Condition(both.vector[rows], both.modulation[rows], (both.head[0][rows], both.head[1][rows]))
-
-
-def first_cells(model: Vargpt, condition: Condition) -> Tensor:
-    """(B, 1, C): the single cell that the first scale starts from."""
-    return condition.vector[:, None] + model.decoder.pos_start
-
-
-def draw(
-    model: Vargpt,
-    prompts: Prefilled,
-    owner: Sequence[int],
-    schedule: Schedule,
-    guidance: Sequence[float],
-    tau: Sequence[float],
-    choose: Choose,
-) -> Iterator[ScaleStep]:
-    """Draw N images scale by scale. Use under ``torch.no_grad``.
+class Candidates:
+    """Draws and scores.
 
     Args:
-        model: loaded, with the wanted adapter active.
-        prompts: consumed; its cache grows.
-        owner: the prompt of each candidate.
-        schedule: of the images.
-        guidance: g per scale; where all are 1 there is no unconditional stream.
-        tau: temperature per scale, > 0.
-        choose: picks the bits.
-
-    Raises:
-        CapabilityError: a prompt is too long for guidance.
+        model: loaded.
+        text: builds drawing prompts.
+        adapters: role switch.
+        options: of the plugin.
+        checkpointing: recompute activations in :meth:`loss`.
     """
-    device, rows = model.device, len(owner)
-    guided = any(g != 1 for g in guidance)
-    selected = tensor_on(device, owner)
-    context = decoder_context(model, prompts, selected, guided=guided)
-    prompts.cache.batch_select_indices(selected)
-    stream = _PromptStream(model, prompts, selected)
-    condition = start_condition(model, rows, rows if guided else 0)
-    rope = rope_of(schedule, model.decoder.shape.width // model.decoder.shape.heads, device)
-    accumulator = Accumulator(schedule, rows, model.decoder.shape.bits, device)
-    cache = ScaleCache()
-    offset = 0
-    for scale, length in enumerate(schedule.lengths):
-        if scale == 0:
-            cells = first_cells(model, condition)
-        else:
-            cells = model.decoder.word_embed(accumulator.cells_for(scale).to(model.dtype))
-            cells = torch.cat((cells, cells)) if guided else cells
-        embeds = model.projector_in(cells)
-        hidden = stream.extend(embeds[:rows])
-        if guided:
-            hidden = torch.cat((hidden, scale_alone(model, embeds[rows:])))
-        levels = torch.full((length,), scale, device=device)
-        logits = model.decoder(
-            model.projector_out(hidden), levels, condition, context, rope.part(offset, offset + length), cache=cache
+
+    def __init__(
+        self, model: Vargpt, text: VargptText, adapters: RoleAdapters, options: VargptOptions, *, checkpointing: bool
+    ) -> None:
+        self._model, self._text, self._adapters, self._options = model, text, adapters, options
+        layers = [*model.language_model.layers, *model.decoder.blocks] if checkpointing else []
+        self._checkpointed: list[nn.Module] = layers
+
+    @torch.no_grad()
+    def draw(self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None) -> list[ImageSample]:
+        """One image per request, ``draw_batch`` at a time; each distinct prompt of a batch is prefilled once.
+
+        Raises:
+            ConfigError: a per-scale setting has the wrong length. CapabilityError: a prompt is too long for guidance.
+        """
+        sampler = self._options.quality if sampling.profile == "quality" else self._options.rollout
+        with self._adapters.use(role):
+            size = self._options.draw_batch
+            return [
+                sample
+                for start in range(0, len(requests), size)
+                for sample in self._draw(requests[start : start + size], sampler, sampling.temperature)
+            ]
+
+    def _draw(self, requests: Sequence[ImageRequest], sampler: Sampler, temperature: float) -> list[ImageSample]:
+        plan = schedule(sampler.aspect_ratio, sampler.resolution)
+        scales = len(plan.grids)
+        top_k = per_scale("top_k", sampler.top_k, scales)
+        top_p = per_scale("top_p", sampler.top_p, scales)
+        streams = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+        def choose(scale: int, logits: Tensor) -> Tensor:
+            return draw_bits(filtered_logits(logits, int(top_k[scale]), top_p[scale]), streams)
+
+        prompts = {text: self._prompt_ids(text) for text in dict.fromkeys(request.prompt for request in requests)}
+        row_of = {text: row for row, text in enumerate(prompts)}
+        drawn, logits = [], []
+        for step in draw(
+            self._model,
+            prefill(self._model, list(prompts.values())),
+            [row_of[request.prompt] for request in requests],
+            plan,
+            per_scale("guidance", sampler.guidance, scales),
+            [temperature * tau for tau in per_scale("tau", sampler.tau, scales)],
+            choose,
+        ):
+            drawn.append(step.bits)
+            logits.append(step.logits[: len(requests)])
+            latent = step.latent
+        bits, conditional = torch.cat(drawn, dim=1), torch.cat(logits, dim=1)
+        units, kept = self._units(bit_scores(conditional, bits, plan)).cpu(), bits.cpu()
+        return [
+            ImageSample(
+                request,
+                to_images(self._model.vae.decode(latent[row : row + 1]))[0],
+                {
+                    "bits": kept[row].clone(),
+                    "grids": torch.tensor(plan.grids),
+                    "prompt_ids": torch.tensor(prompts[request.prompt]),
+                },
+                units[row],
+            )
+            for row, request in enumerate(requests)
+        ]
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        return self._text.drawing_ids(self._options.instruction.replace("{prompt}", prompt), self._options.reply)
+
+    def loss(self, samples: Sequence[ImageSample]) -> GenerationLoss:
+        """See Backbone: bit cross-entropy on the stored bits under the Generator, exact KL per bit to the base."""
+        losses: dict[int, Tensor] = {}
+        penalties: dict[int, Tensor] = {}
+        logprobs: dict[int, Tensor] = {}
+        for rows in _groups(samples):
+            scores, divergence = self._score([samples[row] for row in rows])
+            units = self._units(scores)
+            for row, loss, penalty, unit in zip(
+                rows, -self._average(scores), self._average(divergence), units, strict=True
+            ):
+                losses[row], penalties[row], logprobs[row] = loss, penalty, unit
+        order = range(len(samples))
+        return GenerationLoss(
+            torch.stack([losses[row] for row in order]),
+            torch.stack([penalties[row] for row in order]),
+            nn.utils.rnn.pad_sequence([logprobs[row] for row in order], batch_first=True),
         )
-        mixed = logits[:rows] / tau[scale]
-        if guided:
-            mixed = guidance[scale] * mixed + (1 - guidance[scale]) * (logits[rows:] / tau[scale])
-        bits = choose(scale, mixed)
-        accumulator.add(scale, bits)
-        offset += length
-        yield ScaleStep(scale, hidden, logits, mixed, bits, accumulator.total)
+
+    def scores(self, samples: Sequence[ImageSample], role: Role | None) -> list[BitScores]:
+        """Exact conditional log-probs of stored images under ``role``, per bit, scale and image; one record each."""
+        with self._adapters.use(role):
+            return [
+                bit_scores(self._logits([sample], role), sample.trajectory["bits"][None], _plan(sample))
+                for sample in samples
+            ]
+
+    def _score(self, samples: Sequence[ImageSample]) -> tuple[BitScores, BitScores]:
+        """Log-probs under the Generator and KL(Generator || base) of every bit, for samples of one prompt and size."""
+        plan = _plan(samples[0])
+        bits = torch.stack([sample.trajectory["bits"] for sample in samples])
+        logits = self._logits(samples, Role.GENERATOR)
+        with torch.no_grad():
+            reference = self._logits(samples, None).log_softmax(-1)
+        policy = logits.log_softmax(-1)
+        divergence = (policy.exp() * (policy - reference)).sum(-1)
+        return bit_scores(logits, bits, plan), BitScores(divergence, plan)
+
+    def _logits(self, samples: Sequence[ImageSample], role: Role | None) -> Tensor:
+        bits = torch.stack([sample.trajectory["bits"] for sample in samples])
+        prompt = samples[0].trajectory["prompt_ids"].tolist()
+        with self._adapters.use(role), recomputed(self._checkpointed, partial(self._adapters.use, role)):
+            return conditional_logits(self._model, prompt, bits, _plan(samples[0]))
+
+    def _average(self, values: BitScores) -> Tensor:
+        """(B,) mean over an image as the options say."""
+        if self._options.loss_average == "scales":
+            return values.mean_per_scale.mean(1)
+        return values.logprobs.mean((1, 2))
+
+    def _units(self, scores: BitScores) -> Tensor:
+        """(B, units) log-probs of what carries one probability ratio."""
+        return scores.logprobs.sum(-1) if self._options.policy_unit == "position" else scores.logprobs.flatten(1)
 
 
-def scale_alone(model: Vargpt, embeds: Tensor) -> Tensor:
-    """The unconditional stream: (N, n, D) of one scale through the language model without any past."""
-    positions = torch.arange(embeds.shape[1], device=embeds.device)
-    return model.language_model(  # type: ignore[no-any-return]
-        inputs_embeds=embeds, position_ids=positions.expand(3, len(embeds), -1), use_cache=False
-    ).last_hidden_state
+def _plan(sample: ImageSample) -> Schedule:
+    return schedule_of(tuple((int(h), int(w)) for h, w in sample.trajectory["grids"].tolist()))
 
 
-class _PromptStream:
-    """The conditional stream: candidates continue their prompt's cache, plain positions, causal."""
-
-    def __init__(self, model: Vargpt, prompts: Prefilled, owner: Tensor) -> None:
-        self.model, self.cache = model, prompts.cache
-        self.visible = prompts.mask[owner] if prompts.padded else prompts.mask[:1]
-        self.positions = tensor_on(owner.device, prompts.lengths)[owner]
-
-    def extend(self, embeds: Tensor) -> Tensor:
-        """(N, n, D) -> (N, n, D) normed hidden states."""
-        length = embeds.shape[1]
-        steps = torch.arange(length, device=embeds.device)
-        past = self.visible[:, None, :].expand(-1, length, -1)
-        own = (steps[:, None] >= steps[None, :]).expand(len(past), -1, -1)
-        hidden = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=torch.cat((past, own), dim=-1)[:, None],
-            position_ids=(self.positions[:, None] + steps).expand(3, -1, -1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.visible = torch.cat((self.visible, self.visible.new_ones(len(self.visible), length)), dim=1)
-        self.positions = self.positions + length
-        return hidden  # type: ignore[no-any-return]
+def _groups(samples: Sequence[ImageSample]) -> list[list[int]]:
+    """Rows of samples that share prompt and size, and so one forward pass."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for row, sample in enumerate(samples):
+        key = (tuple(sample.trajectory["prompt_ids"].tolist()), _plan(sample).grids)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoadRequest
+from asg_core.models.weights.inventory import read_inventory, read_json, shapes
 from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations, counted_bytes
 from asg_core.planning.model_size import adapter_parameters, counted_flops, matrix_parameters, part_of
@@ -26,24 +27,24 @@ from asg_core.planning.shape import (
     Trunk,
     rotary_tower_bytes,
 )
-from asg_vargpt.adapters import DECODER, LANGUAGE_MODEL
-from asg_vargpt.architecture import infer
-from asg_vargpt.attention import Rope, ScaleCache
-from asg_vargpt.checkpoint import CONFIG, empty_model
-from asg_vargpt.config import VargptOptions, per_scale
-from asg_vargpt.files import read_json, stored_tensors
-from asg_vargpt.model import Vargpt
+from asg_vargpt.backbone import DECODER, LANGUAGE_MODEL
+from asg_vargpt.config import infer
+from asg_vargpt.modeling_attention import Rope, ScaleCache
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.options import VargptOptions, per_scale
+from asg_vargpt.processing import load_tokenizer
 from asg_vargpt.scales import schedule
-from asg_vargpt.text import HEADER, TAIL, load_tokenizer
+from asg_vargpt.text import HEADER, TAIL
+from asg_vargpt.weights_map import CONFIG, empty_model
 
 
 def plan(request: LoadRequest) -> ModelShape:
     """The manifest's plan target. Raises WeightsError or ConfigError as loading does."""
     folder = Path(str(request.weights))
     config = read_json(folder / CONFIG)
-    shapes = {name: tensor.shape for name, tensor in stored_tensors(folder).items()}
     options: VargptOptions = request.options or VargptOptions()
-    return shape_of(empty_model(config, infer(config, shapes), generation=options.generation), folder, request)
+    architecture = infer(config, shapes(read_inventory(folder)))
+    return shape_of(empty_model(config, architecture, generation=options.generation), folder, request)
 
 
 def shape_of(model: Vargpt, files: Path, request: LoadRequest) -> ModelShape:

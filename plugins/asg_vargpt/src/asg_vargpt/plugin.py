@@ -11,7 +11,7 @@ MANIFEST = BackboneManifest(
     licence="Apache-2.0",
     capabilities=Capabilities(text=True, image_loss="tokens", embed=True, gradient_checkpointing=True),
     factory="asg_vargpt.backbone:load",
-    options="asg_vargpt.config:VargptOptions",
+    options="asg_vargpt.options:VargptOptions",
     parity="asg_vargpt.parity:replay",
     plan="asg_vargpt.plan:plan",
     export="asg_vargpt.export:export",

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from asg_core.backbones.devices import tensor_on
 from asg_core.errors import CapabilityError
-from asg_vargpt.decoder import Context
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_decoder import Context
+from asg_vargpt.modeling_vargpt import Vargpt
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from asg_core.backbones.devices import moved_to, tensor_on
-from asg_vargpt.attention import rope_of
-from asg_vargpt.decoder import Condition, level_of_positions, scale_mask
-from asg_vargpt.drawing import first_cells, start_condition
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_attention import rope_of
+from asg_vargpt.modeling_decoder import Condition, level_of_positions, scale_mask
+from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.quantizer import inputs_of
+from asg_vargpt.sampling import first_cells, start_condition
 from asg_vargpt.scales import Schedule
 
 

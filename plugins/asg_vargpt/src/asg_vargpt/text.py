@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 from asg_core.backbones.devices import moved_to
-from asg_core.errors import WeightsError
 from asg_core.models.decoding import ImageFeatureCache, Segment, TransformersCausalModel, join_segments
 from asg_core.models.decoding.packed_vision import PackedVision
-from asg_vargpt.files import read_json
-from asg_vargpt.model import Vargpt
-from asg_vargpt.preprocessing import patches_of
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.processing import patches_of
 
 HEADER = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-STOP = "<|im_end|>"
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The byte-level BPE tokenizer of a released directory.
-
-    Raises:
-        WeightsError: its files are missing or damaged.
-    """
-    try:
-        return Qwen2Tokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"the tokenizer in {directory} cannot be read",
-            str(error),
-            "give the complete directory of the released weights",
-        ) from error
-
-
-def stop_tokens(directory: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """``<|im_end|>`` and what ``generation_config.json``, if there is one, says."""
-    own = {int(tokenizer.convert_tokens_to_ids(STOP))}
-    path = directory / "generation_config.json"
-    listed: Any = read_json(path).get("eos_token_id", []) if path.is_file() else []
-    return frozenset(own | {int(token) for token in (listed if isinstance(listed, list) else [listed])})
 
 
 class VargptText(TransformersCausalModel):

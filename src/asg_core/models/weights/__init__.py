@@ -1,1 +1,1 @@
-"""Released checkpoints: what they hold and how adapters are merged into them."""
+"""Released checkpoints: what a folder holds, how it becomes a model, how adapters are merged into a copy of it."""

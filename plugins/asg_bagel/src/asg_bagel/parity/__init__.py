@@ -6,8 +6,8 @@ files, so any checkpoint of the family can be recorded and replayed; what nothin
 
 from __future__ import annotations
 
-from asg_bagel.parity import drawing, inputs, text, training
-from asg_bagel.parity.fixture import INFORMATIONAL, open_replay
+from asg_bagel.parity import drawing, inputs, training, understanding
+from asg_bagel.parity.setup import INFORMATIONAL, open_replay
 from asg_core.testing import ParityReport, ParityRun
 
 __all__ = ["replay"]
@@ -24,8 +24,8 @@ def replay(run: ParityRun) -> ParityReport:
     inputs.replay_resize_table(fixture)
     inputs.replay_preprocessing(fixture)
     for prefix, function in (
-        ("und/", text.replay_understanding),
-        ("logprob/", text.replay_logprobs),
+        ("und/", understanding.replay_understanding),
+        ("logprob/", understanding.replay_logprobs),
         ("vae/", drawing.replay_autoencoder),
         ("gen/", drawing.replay_drawing),
         ("train/", training.replay_training),

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asg_bagel.autoencoder import decode_latent, to_images, to_map, to_tokens
-from asg_bagel.context import Context, read
-from asg_bagel.flow import guided_network
-from asg_bagel.parity.fixture import Replay
+from asg_bagel.kv_cache import Context, read
+from asg_bagel.modeling_flow import guided_network
+from asg_bagel.modeling_vae import decode_latent, to_images, to_map, to_tokens
+from asg_bagel.options import Sampler
+from asg_bagel.parity.setup import Replay
 from asg_bagel.sampling import Step, euler_steps, guidance_on
-from asg_bagel.segments import MARKERS
-from asg_bagel.settings import Sampler
+from asg_bagel.text import MARKERS
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asg_bagel.parity.fixture import Replay
-from asg_bagel.preprocessing import ResizeRule, to_patches, to_pixels
-from asg_bagel.vision import grid_positions
+from asg_bagel.modeling_vision import grid_positions
+from asg_bagel.parity.setup import Replay
+from asg_bagel.processing import ResizeRule, to_patches, to_pixels
 
 
 def replay_tokenizer(fixture: Replay) -> None:

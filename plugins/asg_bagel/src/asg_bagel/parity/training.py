@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from asg_bagel.autoencoder import to_tokens
-from asg_bagel.context import Context, read, stack
-from asg_bagel.flow import noisy, squared_errors, training_time, velocity
-from asg_bagel.parity.fixture import Replay
+from asg_bagel.kv_cache import Context, read, stack
+from asg_bagel.modeling_flow import noisy, squared_errors, training_time, velocity
+from asg_bagel.modeling_vae import to_tokens
+from asg_bagel.parity.setup import Replay
 
 
 def replay_training(fixture: Replay, key: str) -> None:
@@ -22,7 +22,7 @@ def replay_training(fixture: Replay, key: str) -> None:
     patch = fixture.model.config.latent_patch
     clean, noise = to_tokens(latent, patch), run.tensor(f"{key}/noise")[None]
     for name in case["grad_norm"]:
-        fixture.parameters[name].parameter.requires_grad_()
+        fixture.parameters[name].tensor.requires_grad_()
     with fixture.recorded_layout() as layout:
         _, context = read(builder.model.language_model.model, Context(), builder.text(case["prompt"]))
         predicted = velocity(builder, stack([context]), noisy(clean, noise, time), time, latent.shape[2] // patch)

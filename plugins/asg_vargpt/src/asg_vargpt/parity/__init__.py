@@ -7,7 +7,7 @@ A fixture holds ``ckpt`` in the released layout, two pictures to look at, a sour
 from __future__ import annotations
 
 from asg_core.testing import ParityReport, ParityRun
-from asg_vargpt.parity import drawing, setup, training, understanding
+from asg_vargpt.parity import drawing, inputs, setup, training, understanding
 
 INFORMATIONAL = (
     "ca_mode",
@@ -27,7 +27,7 @@ image is compared by its recorded values."""
 def replay(run: ParityRun) -> ParityReport:
     """Replay every case of a fixture in float32 on the CPU."""
     subject = setup.load_subject(run)
-    setup.replay_files(run, subject)
+    inputs.replay_files(run, subject)
     understanding.replay(run, subject)
     drawing.replay(run, subject)
     training.replay(run, subject)

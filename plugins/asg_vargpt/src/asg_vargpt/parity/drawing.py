@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from asg_core.testing import ParityRun
-from asg_vargpt.bits import draw_bits, filtered_logits
-from asg_vargpt.drawing import ScaleStep, draw, first_cells, start_condition
 from asg_vargpt.parity.setup import DECODED, GUIDED, HIDDEN, RELATIVE, Subject
 from asg_vargpt.prefill import Prefilled, context_rows, prefill
-from asg_vargpt.preprocessing import to_images
+from asg_vargpt.processing import to_images
+from asg_vargpt.sampling import ScaleStep, draw, draw_bits, filtered_logits, first_cells, start_condition
 from asg_vargpt.scales import Schedule, schedule
 from asg_vargpt.scoring import bit_scores
 

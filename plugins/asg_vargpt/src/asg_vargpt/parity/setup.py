@@ -1,20 +1,23 @@
-"""What is replayed: the fixture's checkpoint, loaded, and the integrity of the fixture's own files."""
+"""What is replayed: the fixture's checkpoint, loaded, its pictures, and gradient norms by released tensor name."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image as PilImage
 from PIL.Image import Image
+from torch import Tensor
 
+from asg_core.models.weights.inventory import read_json
+from asg_core.models.weights.loader import LoadReport
 from asg_core.testing import ParityRun
-from asg_vargpt.checkpoint import LoadReport, load_model
-from asg_vargpt.files import read_json
-from asg_vargpt.model import Vargpt
-from asg_vargpt.preprocessing import image_processor
-from asg_vargpt.text import VargptText, load_tokenizer, stop_tokens
+from asg_vargpt.modeling_vargpt import Vargpt
+from asg_vargpt.processing import image_processor, load_tokenizer, stop_tokens
+from asg_vargpt.text import VargptText
+from asg_vargpt.weights_map import load_model, slots
 
 HIDDEN, GUIDED, DECODED, RELATIVE = 2e-5, 1e-4, 2e-4, 1e-5
 """Tolerances of FORMAT.md: hidden states and logits, guided logits, decoded pixels; relative, losses and norms."""
@@ -48,42 +51,25 @@ def picture(run: ParityRun, name: str) -> Image:
         return image.convert("RGB")
 
 
-def replay_files(run: ParityRun, subject: Subject) -> None:
-    """Hashes, the list of tensors, the loader's report and the inferred sizes."""
-    for name, digest in sorted(run.value("files_sha256").items()):
-        path = run.fixture / name if (run.fixture / name).is_file() else subject.directory / name
-        with run.case(f"files {name}"):
-            run.equal(f"files {name}", hashlib.sha256(path.read_bytes()).hexdigest(), digest)
-    listed = run.value("tensors")
-    run.equal("files list of tensors", sorted(listed), run.names())
-    run.equal("checkpoint complete", subject.report.complete, True)
-    replay_sizes(run, subject.model)
+@contextmanager
+def gradients(subject: Subject, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Let the named released tensors collect gradients inside the block; everything is frozen again afterwards."""
+    places = slots(subject.model)
+    parameters = {name: places[name].tensor for name in names}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    try:
+        yield parameters
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
 
 
-def replay_sizes(run: ParityRun, model: Vargpt) -> None:
-    """Every recorded size against the one read from the checkpoint."""
-    arch = run.value("arch")
-    decoder, vae = model.architecture.decoder, model.architecture.vae
-    text, vision = model.qwen.config.text_config, model.qwen.config.vision_config
-    own = {
-        "llm": {
-            **{key: getattr(text, key) for key in arch["llm"] if key != "mrope"},
-            "mrope": list(text.rope_parameters["mrope_section"]),
-        },
-        "vae": {
-            "base_ch": vae.widths[0],
-            "bits": vae.bits,
-            "ch_mult": [width // vae.widths[0] for width in vae.widths],
-            "num_res_blocks": vae.encoder_blocks,
-        },
-        "var": {
-            "block_chunks": len(decoder.chunks),
-            "depth": decoder.depth,
-            "embed_dim": decoder.width,
-            "mlp_ratio": round(decoder.ffn_width / decoder.width),
-            "num_heads": decoder.heads,
-        },
-        "vit": {key: getattr(vision, key) for key in arch["vit"]},
-    }
-    for part in sorted(arch):
-        run.equal(f"sizes {part}", own.get(part), arch[part])
+def compare_norms(run: ParityRun, name: str, expected: Mapping[str, float], own: Mapping[str, Tensor]) -> None:
+    """Compare Euclidean norms; a tensor without gradient has norm 0."""
+    for tensor, norm in expected.items():
+        gradient = own[tensor].grad
+        actual = 0.0 if gradient is None else float(gradient.double().norm())
+        run.close(f"{name} {tensor}", actual, norm, RELATIVE * max(abs(norm), 1e-3))

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asg_core.testing import ParityRun
-from asg_vargpt.drawing import start_condition
-from asg_vargpt.model import Vargpt
+from asg_vargpt.modeling_vargpt import Vargpt
 from asg_vargpt.parity.drawing import recorded_schedule
-from asg_vargpt.parity.gradients import compare_norms, gradients
-from asg_vargpt.parity.setup import HIDDEN, RELATIVE, Subject, picture
-from asg_vargpt.preprocessing import pixels_of, target_image
+from asg_vargpt.parity.setup import HIDDEN, RELATIVE, Subject, compare_norms, gradients, picture
+from asg_vargpt.processing import pixels_of, target_image
 from asg_vargpt.quantizer import encode, inputs_of
+from asg_vargpt.sampling import start_condition
 from asg_vargpt.scales import Schedule
 from asg_vargpt.scoring import bit_scores, conditional_logits, decode_logits, image_cells, language_hidden
 

@@ -11,9 +11,8 @@ from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.decoding import Segment, join_segments, token_logits
 from asg_core.models.lora import RoleAdapters
 from asg_core.testing import ParityRun
-from asg_vargpt.parity.gradients import compare_norms, gradients
-from asg_vargpt.parity.setup import HIDDEN, Subject, picture
-from asg_vargpt.preprocessing import patches_of
+from asg_vargpt.parity.setup import HIDDEN, Subject, compare_norms, gradients, picture
+from asg_vargpt.processing import patches_of
 from asg_vargpt.text import TAIL, VargptText
 
 
