@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from asg_lab.suites import SUITES, under_suite
+
 from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
-from asg_core.evaluation.suites import SUITES, under_suite
 
 
 def add_parser(verbs: Any) -> None:
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_preset(args: argparse.Namespace) -> int:
-    from asg_core.evaluation.presets import load_preset
+    from asg_lab.presets import load_preset
 
     preset = load_preset(args.preset)
     given = [f"{name}={getattr(args, name)}" for name in ("device", "seed") if getattr(args, name) is not None]

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from asg_lab.layouts import LAYOUTS
+
 from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
 from asg_core.errors import ConfigError, OutOfMemory, RunFolderError
-from asg_core.evaluation.layouts import LAYOUTS
 
 EXAMPLES = """\
 examples:
@@ -72,17 +73,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _layout(args: argparse.Namespace) -> int:
+    from asg_lab.prompt_files import read_prompts
+
     from asg_core.evaluation.digests import file_digest
-    from asg_core.evaluation.prompt_files import read_prompts
 
     layout = LAYOUTS[args.layout]
     out = args.out or Path("drawn", layout.name)
     form, prompts = read_prompts(args.prompts)
     n = args.n or layout.usual
     layout.require(form, prompts, n)
+    from asg_lab.sheets import claim_folder, draw_sheets
+
     from asg_core.backbones.interface import ImageSampling, Role
     from asg_core.cli.evaluate import progress_bar
-    from asg_core.evaluation.drawing import claim_folder, draw_sheets
     from asg_core.evaluation.protocol import Items, make_protocol
     from asg_core.runs.folder import write_atomically
     from asg_core.training.recovery import is_out_of_memory

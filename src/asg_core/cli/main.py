@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from asg_lab.cli import study
+
 from asg_core import __version__
 from asg_core.cli import (
     ask,
@@ -27,7 +29,6 @@ from asg_core.cli import (
     push,
     report,
     solve,
-    study,
     tiny,
     train,
 )
