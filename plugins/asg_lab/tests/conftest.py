@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from asg_core import load_backbone
+from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.registry import find_manifest, resolve
-from asg_core.data.image_pool import PoolImage
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +38,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def images(scenes: Path) -> list[PoolImage]:
-    """Six images of the embedded world."""
-    files = sorted(p for p in scenes.rglob("*") if p.is_file())[:6]
-    return [PoolImage(p, Image.open(p).convert("RGB")) for p in files]
+def config() -> RunConfig:
+    """Settings of short answers."""
+    return RunConfig.model_validate({"solve": {"max_new_tokens": 8}})
