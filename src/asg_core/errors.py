@@ -73,10 +73,6 @@ class TrainingStopped(AsgError):
     exit_code = 7
 
 
-class StudyError(AsgError):
-    """Runs of a study failed."""
-
-
 class PublishError(AsgError):
     """Adapters could not be sent to the hub."""
 

@@ -17,7 +17,7 @@ from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampli
 from asg_core.cli import main
 from asg_core.data.image_file import open_image
 from asg_core.data.image_pool import ImagePool
-from asg_core.errors import ConfigError
+from asg_core.errors import ConfigError, PluginError
 from asg_core.evaluation.compare import compare
 from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.method.answers import answer_span, same_answer
@@ -180,7 +180,7 @@ def test_the_command_scores_the_suite_and_records_it_in_the_protocol(
     protocol = json.loads((out / "protocol.json").read_text())["scores"]["before"]
     assert protocol["judge"] == protocol["items"]["source"] == "asg_lab.easy_vqa:evaluate"
     assert "easy-vqa" in protocol["versions"]
-    assert main(["eval", "--suite", "easy_vqua"]) == 2
+    assert main(["eval", "--suite", "easy_vqua"]) == PluginError.exit_code
 
 
 def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):

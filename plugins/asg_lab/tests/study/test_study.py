@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from asg_core.cli import main
-from asg_core.errors import AsgError, ConfigError, RunFolderError, StudyError
+from asg_core.errors import AsgError, ConfigError, RunFolderError
 from asg_core.evaluation.compare import ComparisonRow
 from asg_core.runs.configuration import load_run_config, write_run_config
 from asg_lab.study import StudyResult, Suite, analyse, load_suite, run_study, shipped_suites, write_results
 from asg_lab.study.analysis import StudyRow
-from asg_lab.study.runner import is_finished, run_folder_of
+from asg_lab.study.runner import StudyError, is_finished, run_folder_of
 
 SUITE: dict[str, Any] = {
     "name": "mini",

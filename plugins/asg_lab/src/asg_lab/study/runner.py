@@ -11,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from asg_core.config.schema import RunConfig
-from asg_core.errors import RunFolderError, StudyError
+from asg_core.errors import AsgError, RunFolderError
 from asg_core.runs.configuration import load_run_config, write_run_config
 from asg_lab.study.suite import Suite
+
+
+class StudyError(AsgError):
+    """Runs of a study failed."""
 
 
 def run_folder_of(out: Path, arm: str, seed: int) -> Path:
