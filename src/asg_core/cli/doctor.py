@@ -16,7 +16,6 @@ from asg_core.cli.common import add_json, print_json
 PACKAGES = (
     "torch",
     "transformers",
-    "diffusers",
     "accelerate",
     "peft",
     "safetensors",
