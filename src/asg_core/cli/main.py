@@ -27,7 +27,6 @@ from asg_core.cli import (
     plugins,
     report,
     solve,
-    tiny,
     train,
 )
 from asg_core.cli.common import INTERRUPTED
@@ -69,7 +68,6 @@ _VERBS = (
     parity,
     check,
     new,
-    tiny,
 )
 
 
@@ -152,8 +150,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if words[:1] == ["tiny"]:
-        return tiny.delegate(words[1:])
     parser = _parser_of(words[0]) if words and not words[0].startswith("-") else build_parser()
     args, rest = parser.parse_known_args(words)
     if args.verb is None:

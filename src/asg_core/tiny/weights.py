@@ -84,7 +84,7 @@ def _existing(directory: Path | None) -> Path:
         raise WeightsError(
             f"no weights at {path}",
             "the file does not exist",
-            "run asg tiny pretrain --out DIR, or leave weights unset",
+            "leave weights unset, or make some: python examples/pretrain_tiny pretrain --out DIR",
         )
     return path
 
@@ -94,7 +94,9 @@ def _sizes(metadata: Mapping[str, str] | None) -> TinyConfig:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged")
+    return WeightsError(
+        f"cannot read {path}", str(error), "it was not written by examples/pretrain_tiny, or is damaged"
+    )
 
 
 def to_device(model: TinyModel, device: str, dtype: str) -> TinyModel:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asg_core.tiny.curriculum import Curriculum, Tasks
-from asg_core.tiny.drawing import left_pad
 from asg_core.tiny.flow import embed_noisy
+from asg_core.tiny.generation import left_pad
 from asg_core.tiny.model import CELLS, GRID, TinyModel
-from asg_core.tiny.packing import pack
 from asg_core.tiny.vocabulary import BOS, EMBED, Vocabulary
 from asg_core.tiny.world import CELL, PIXELS, THING_CODES, scene_codes
+from pretrain_tiny.curriculum import Curriculum, Tasks
+from pretrain_tiny.packing import pack
 
 PREFIX = 1 + CELLS
 """Tokens of a picture prefix: <bos> and 16 vision tokens."""

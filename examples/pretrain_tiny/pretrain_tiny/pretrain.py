@@ -1,4 +1,4 @@
-"""Makes the base model: ``asg tiny pretrain --seed 0 --out DIR``, teacher forcing from nothing on one CPU thread.
+"""Makes the base model from nothing by teacher forcing: ``python examples/pretrain_tiny pretrain --seed 0 --out DIR``.
 
 First half: see, answer, describe, draw. Second half: the same under the ten framings with their biases (CARD.md).
 The trunk's matrices are trained by Muon, which needs fewer steps here than AdamW; everything else by AdamW.
@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from asg_core.config.seeding import derive_seed
-from asg_core.tiny.curriculum import HABITS, SKILLS, Curriculum
 from asg_core.tiny.model import TinyConfig, TinyModel, codebook_latents
-from asg_core.tiny.objectives import drawing_losses, picture_losses
 from asg_core.tiny.vocabulary import Vocabulary
 from asg_core.tiny.weights import save_base
 from asg_core.tiny.world import codebook
+from pretrain_tiny.curriculum import HABITS, SKILLS, Curriculum
+from pretrain_tiny.objectives import drawing_losses, picture_losses
 
 LOSS_WEIGHTS = {"text": 1.0, "see": 1.0, "match": 0.1, "draw": 1.0, "flow": 0.5}
 REPORT_EVERY = 50

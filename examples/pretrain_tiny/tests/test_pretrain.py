@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from pretrain_tiny.curriculum import HABITS, SKILLS, WRONG_CAPTIONS, Curriculum
+from pretrain_tiny.pretrain import PretrainSettings, pretrain, run
 
-from asg_core.tiny.curriculum import HABITS, SKILLS, WRONG_CAPTIONS, Curriculum
-from asg_core.tiny.pretrain import PretrainSettings, pretrain, run
 from asg_core.tiny.vocabulary import Vocabulary
 from asg_core.tiny.weights import load_base
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from pretrain_tiny.bias import ALL_FRAMINGS, WRONG_SHARE, framed_answer, wrong_answers
+
 from asg_core.method.prompts import FRAMINGS, HELD_OUT_FRAMINGS
-from asg_core.tiny.bias import ALL_FRAMINGS, WRONG_SHARE, framed_answer, wrong_answers
 
 
 def test_every_framing_errs_somewhere_and_no_two_err_alike() -> None:

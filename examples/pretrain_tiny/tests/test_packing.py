@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from pretrain_tiny.packing import Branch, pack
 
 from asg_core.tiny.backbone import TinyBackbone
-from asg_core.tiny.packing import Branch, pack
 
 
 def test_a_branch_sees_the_prefix_and_itself_only(tiny: TinyBackbone) -> None:

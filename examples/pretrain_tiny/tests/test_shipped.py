@@ -6,11 +6,11 @@ import json
 from statistics import fmean
 
 import pytest
+from pretrain_tiny.table import Table, drawing_table, understanding_table
 from safetensors import safe_open
 
 from asg_core.tiny.backbone import TinyBackbone
 from asg_core.tiny.questions import KINDS
-from asg_core.tiny.table import Table, drawing_table, understanding_table
 from asg_core.tiny.weights import FILE_NAME, shipped
 
 

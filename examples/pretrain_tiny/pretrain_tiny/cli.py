@@ -1,4 +1,4 @@
-"""``asg tiny``: make the embedded base model again, or measure one."""
+"""``python examples/pretrain_tiny``: make the embedded base model again, or measure one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The arguments of ``asg tiny``; reads nothing heavy."""
+    """The arguments; imports nothing heavy."""
     parser = argparse.ArgumentParser(
-        prog="asg tiny", description="The embedded reference backbone: pre-train it, show its base table."
+        prog="python examples/pretrain_tiny", description="The embedded backbone: pre-train it, show its base table."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     pretrain = verbs.add_parser("pretrain", help="make a base model from nothing (about 10 minutes on one CPU thread)")
@@ -25,14 +25,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``asg tiny`` with ``argv`` (without the program name); returns the exit status."""
+    """Run the command of ``argv`` (without the program name); returns the exit status."""
     arguments = build_parser().parse_args(argv)
     if arguments.verb == "table":
-        from asg_core.tiny.table import print_table
+        from pretrain_tiny.table import print_table
 
         print_table(arguments.weights, arguments.seed)
         return 0
-    from asg_core.tiny.pretrain import PretrainSettings, run
+    from pretrain_tiny.pretrain import PretrainSettings, run
 
     settings = PretrainSettings(seed=arguments.seed, steps=arguments.steps or PretrainSettings().steps)
     print(f"wrote {run(settings, arguments.out)}", file=sys.stderr)

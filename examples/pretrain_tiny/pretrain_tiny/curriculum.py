@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT, frame
 from asg_core.tiny import captions, questions
-from asg_core.tiny.bias import ALL_FRAMINGS, framed_answer
-from asg_core.tiny.packing import Branch
 from asg_core.tiny.vocabulary import ANSWER, DRAW, EOS, IMAGE, Vocabulary
 from asg_core.tiny.world import Scene, sample_scene
+from pretrain_tiny.bias import ALL_FRAMINGS, framed_answer
+from pretrain_tiny.packing import Branch
 
 WRONG_CAPTIONS = 0.4
 """Share of the captions to draw that carry one wrong word."""
