@@ -10,17 +10,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from asg_core.config.seeding import derive_seed
-from asg_core.tiny.model import TinyConfig, TinyModel, codebook_latents
+from asg_core.tiny.model import TinyConfig, TinyModel
 from asg_core.tiny.vocabulary import Vocabulary
-from asg_core.tiny.weights import save_base
+from asg_core.tiny.weights import FILE_NAME
 from asg_core.tiny.world import codebook
 from pretrain_tiny.curriculum import HABITS, SKILLS, Curriculum
 from pretrain_tiny.objectives import drawing_losses, picture_losses
@@ -110,3 +111,33 @@ def run(settings: PretrainSettings, directory: Path) -> Path:
 
     model = pretrain(settings, Vocabulary(), report)
     return save_base(model, directory, {"settings": json.dumps(vars(settings)), "torch": torch.__version__})
+
+
+def save_base(model: TinyModel, directory: Path, facts: Mapping[str, str]) -> Path:
+    """Write ``base.safetensors`` into ``directory``: floats as float16, the codebook as uint8.
+
+    Args:
+        model: what to write.
+        directory: created if missing.
+        facts: how the model was made, kept in the file's metadata.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    path = directory / FILE_NAME
+    save_file(state, path, metadata={"config": json.dumps(vars(model.config)), **facts})
+    return path
+
+
+def codebook_latents(codebook: Tensor, width: int) -> Tensor:
+    """(64, 8, 8, 3) patches -> (64, width) principal coordinates, zero mean, scaled to unit mean square."""
+    flat = codebook.flatten(1).double()
+    flat = flat - flat.mean(0)
+    left, singular, _ = torch.linalg.svd(flat, full_matrices=False)
+    # Each direction keeps the sign that makes its largest entry positive, so that latents do not depend on LAPACK.
+    coordinates = left[:, :width] * singular[:width].sqrt()
+    coordinates = coordinates * coordinates.gather(0, coordinates.abs().argmax(0, keepdim=True)).sign()
+    scaled: Tensor = coordinates / coordinates.square().mean().sqrt()
+    return scaled.float()
