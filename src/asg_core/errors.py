@@ -73,14 +73,6 @@ class TrainingStopped(AsgError):
     exit_code = 7
 
 
-class StudyError(AsgError):
-    """Runs of a study failed."""
-
-
-class PublishError(AsgError):
-    """Adapters could not be sent to the hub."""
-
-
 class OutOfMemory(AsgError):
     """A step needs more memory than the device has."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,24 @@ def test_no_torch_load_and_no_remote_code() -> None:
         text = file.read_text(encoding="utf-8")
         assert "torch.load(" not in text, file
         assert "trust_remote_code=True" not in text, file
+
+
+def imported_packages() -> set[str]:
+    nodes = [node for file in FILES for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    imported = {a.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    return imported | {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def test_the_core_imports_no_plugin() -> None:
+    assert {name for name in imported_packages() if name.startswith("asg_")} == {"asg_core"}
+
+
+def test_every_declared_dependency_is_imported() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    modules = {"pyyaml": "yaml", "pillow": "PIL"}
+    declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    imported = imported_packages()
+    assert [name for name in declared if modules.get(name, name) not in imported] == []
 
 
 def test_files_stay_small() -> None:

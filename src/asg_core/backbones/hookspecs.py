@@ -1,6 +1,6 @@
-"""The whole extension surface of asg_core: one hook, found through the entry point group ``asg_core``.
+"""The whole extension surface of asg_core: two hooks, found through the entry point group ``asg_core``.
 
-A plugin is a module with a hook implementation and an entry point that names the module::
+A plugin is a module that implements one or both, and an entry point that names the module::
 
     # my_plugin.py
     from asg_core.backbones.hookspecs import hookimpl
@@ -20,6 +20,9 @@ is imported only when the backbone is loaded. The core's own backbone is registe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pluggy
 
 from asg_core.backbones.manifest import BackboneManifest
@@ -30,6 +33,36 @@ PROJECT = "asg_core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+ExtensionKind = Literal["verb", "option", "suite"]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """One thing that a plugin adds to the command line.
+
+    Attributes:
+        kind: what ``target`` is called with, and for what:
+
+            * "verb": ``(verbs) -> None`` adds the parser of ``asg NAME`` to argparse's subparsers and sets its
+              ``handler``, which takes the parsed arguments and returns the exit code;
+            * "option": ``(args) -> int`` takes the parsed arguments of a verb of the core where the option is given,
+              and returns the exit code; ``name`` is verb and option, as "generate --layout";
+            * "suite": ``(EvaluationRequest) -> list[EvalItem]`` is what ``asg eval --suite NAME`` scores.
+        name: unique among the extensions of its kind.
+        target: ``module:function``, imported when the extension is used.
+        packages: distributions that a suite's scores depend on; their versions go into the protocol of a score.
+    """
+
+    kind: ExtensionKind
+    name: str
+    target: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command line that uses it, without its arguments."""
+        return f"asg eval --suite {self.name}" if self.kind == "suite" else f"asg {self.name}"
+
 
 @hookspec
 def asg_backbones() -> list[BackboneManifest]:  # type: ignore[empty-body]
@@ -38,3 +71,8 @@ def asg_backbones() -> list[BackboneManifest]:  # type: ignore[empty-body]
     Each manifest names the plugin interface it was written for (``plugin_api``); one that differs from
     :data:`asg_core.backbones.manifest.PLUGIN_API` marks the plugin as incompatible, and no other plugin is affected.
     """
+
+
+@hookspec
+def asg_extensions() -> list[Extension]:  # type: ignore[empty-body]
+    """What this plugin adds to the command line, as data. Called once per listing; must not import a target."""

@@ -1,11 +1,11 @@
-"""Backbones that the repository of asg_core holds as packages of their own, so that a missing one says how to get it.
+"""Packages that the repository of asg_core holds beside the core, so that a missing one says how to get it.
 
 Data for messages: nothing is loaded, and nothing else decided, by these names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from asg_core.errors import did_you_mean, nearest
 
@@ -17,6 +17,15 @@ FOLDERS = {
 }
 """Backbone -> folder of its package in the repository."""
 
+LAB = "lab"
+LAB_FOLDER = "plugins/asg_lab"
+EXTENSIONS = {
+    "verb": {"study": "runs with several settings and seeds, compared"},
+    "option": {"generate --layout": "folders that outside scorers read", "eval --preset": "public benchmarks"},
+    "suite": {"easy_vqa": "a public data set of simple pictures"},
+}
+"""Kind -> name -> one line, of the extensions that the plugin :data:`LAB` in :data:`LAB_FOLDER` provides."""
+
 
 def how_to_get(backbone: str, installed: Collection[str]) -> str:
     """What to do about a backbone that no installed plugin provides: its install line, or that of the nearest name.
@@ -25,8 +34,17 @@ def how_to_get(backbone: str, installed: Collection[str]) -> str:
         backbone: the name that was asked for.
         installed: backbones that can be used.
     """
-    near = nearest(backbone, {*installed, *FOLDERS})
-    if near not in FOLDERS or near in installed:
-        return f"{did_you_mean(backbone, installed)} asg plugins lists what is installed."
-    line = f"In the folder of asg-core's repository: pip install ./{FOLDERS[near]}"
-    return line if near == backbone else f"Did you mean {near!r}? {line}"
+    return _how_to_get(backbone, installed, FOLDERS)
+
+
+def how_to_get_extension(kind: str, name: str, installed: Collection[str]) -> str:
+    """The same for an extension of the kind ``kind``."""
+    return _how_to_get(name, installed, dict.fromkeys(EXTENSIONS[kind], LAB_FOLDER))
+
+
+def _how_to_get(name: str, installed: Collection[str], folders: Mapping[str, str]) -> str:
+    near = nearest(name, {*installed, *folders})
+    if near is None or near not in folders or near in installed:
+        return f"{did_you_mean(name, installed)} asg plugins lists what is installed."
+    line = f"In the folder of asg-core's repository: pip install ./{folders[near]}"
+    return line if near == name else f"Did you mean {near!r}? {line}"

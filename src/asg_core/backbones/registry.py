@@ -8,16 +8,18 @@ Each entry point of the group ``asg_core`` is imported on its own. A plugin that
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
 from asg_core.backbones import hookspecs
+from asg_core.backbones.hookspecs import Extension
 from asg_core.backbones.known_plugins import how_to_get
 from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest, LoadRequest, LoraSettings
 from asg_core.config.validation import validate
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 DISABLE_VARIABLE = "ASG_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "asg-core"
+
+_Record = TypeVar("_Record", BackboneManifest, Extension)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class PluginRecord:
             "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
         reason: why the state is not "ok".
         backbones: manifests that can be used; empty unless "ok".
+        extensions: what it adds to the command line; empty unless "ok".
     """
 
     name: str
@@ -50,6 +55,7 @@ class PluginRecord:
     state: Literal["ok", "blocked", "broken", "incompatible", "duplicate"] = "ok"
     reason: str | None = None
     backbones: tuple[BackboneManifest, ...] = ()
+    extensions: tuple[Extension, ...] = ()
 
 
 def list_plugins() -> list[PluginRecord]:
@@ -59,12 +65,11 @@ def list_plugins() -> list[PluginRecord]:
     records = []
     for entry in sorted(_entries(), key=_order):
         record = _load(entry, blocked)
-        repeated = [m.name for m in record.backbones if m.name in taken]
+        repeated = [name for name in _announced(record) if name in taken]
         if repeated:
-            why = f"backbone {repeated[0]!r} is already provided by {taken[repeated[0]]}"
-            record = replace(record, state="duplicate", reason=why, backbones=())
-        owner = f"plugin {record.name!r} of {record.distribution}"
-        taken.update({manifest.name: owner for manifest in record.backbones})
+            why = f"{repeated[0]} is already provided by {taken[repeated[0]]}"
+            record = replace(record, state="duplicate", reason=why, backbones=(), extensions=())
+        taken.update(dict.fromkeys(_announced(record), f"plugin {record.name!r} of {record.distribution}"))
         records.append(record)
     return records
 
@@ -73,8 +78,7 @@ def find_manifest(name: str) -> BackboneManifest:
     """The manifest of an installed backbone.
 
     Raises:
-        PluginError: no usable plugin provides it; says which plugin was meant to and what is wrong with it, or how to
-            install it.
+        PluginError: no usable plugin does; says what is wrong with the one that was meant to, or how to install it.
     """
     records = list_plugins()
     known = {manifest.name: manifest for record in records for manifest in record.backbones}
@@ -83,18 +87,13 @@ def find_manifest(name: str) -> BackboneManifest:
     for record in records:
         if record.name == name and record.state != "ok":
             raise PluginError(
-                f"backbone {name!r} cannot be used: its plugin is {record.state}", str(record.reason), _remedy(record)
+                f"backbone {name!r} cannot be used: its plugin is {record.state}", str(record.reason), remedy(record)
             )
-    unusable = [f"{r.name} is {r.state} ({r.reason})" for r in records if r.state != "ok"]
-    raise PluginError(
-        f"backbone {name!r} is not installed",
-        "no usable plugin provides it" + "".join(f"; {line}" for line in unusable),
-        how_to_get(name, known),
-    )
+    raise PluginError(f"backbone {name!r} is not installed", nobody_provides_it(records), how_to_get(name, known))
 
 
 def resolve(target: str) -> Any:
-    """The object behind a manifest's lazy ``module:name``.
+    """The object behind a lazy ``module:name`` of a manifest or an extension.
 
     Raises:
         PluginError: the module cannot be imported or has no such name.
@@ -106,7 +105,7 @@ def resolve(target: str) -> Any:
         raise
     except Exception as error:  # plugin code: whatever it raises becomes one typed error
         raise PluginError(
-            f"{target!r}, which a plugin's manifest names, cannot be imported", _one_line(error), _import_remedy(error)
+            f"{target!r}, which a plugin names, cannot be imported", _one_line(error), _import_remedy(error)
         ) from error
 
 
@@ -224,29 +223,36 @@ def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
     try:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
-        manager.register(entry.load(), name=entry.name)
+        plugin = entry.load()
+        manager.register(plugin, name=entry.name)
         manager.check_pending()
-        manifests = _checked(manager.hook.asg_backbones())
+        if not manager.get_hookcallers(plugin):
+            raise TypeError("it implements no hook of asg_core")
+        manifests = _answers(manager.hook.asg_backbones(), BackboneManifest, "asg_backbones")
+        extensions = _answers(manager.hook.asg_extensions(), Extension, "asg_extensions")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - isolation: a broken plugin must not hurt the others
         return replace(record, state="broken", reason=_one_line(error))
     foreign = next((m for m in manifests if m.plugin_api != PLUGIN_API), None)
     if foreign is not None:
         wants = f"backbone {foreign.name!r} is for plugin interface {foreign.plugin_api}"
         return replace(record, state="incompatible", reason=f"{wants}, this asg_core has {PLUGIN_API}")
-    return replace(record, backbones=manifests)
+    found = replace(record, backbones=manifests, extensions=extensions)
+    twice = [name for name, count in Counter(_announced(found)).items() if count > 1]
+    return replace(record, state="broken", reason=f"it announces {twice[0]} twice") if twice else found
 
 
-def _checked(answers: Iterable[Any]) -> tuple[BackboneManifest, ...]:
-    answers = list(answers)
-    if not answers:
-        raise TypeError("it implements no asg_backbones hook")
-    manifests = [manifest for answer in answers for manifest in answer]
-    for manifest in manifests:
-        if not isinstance(manifest, BackboneManifest):
-            raise TypeError(f"asg_backbones returned {type(manifest).__name__}, not BackboneManifest")
-    if len({manifest.name for manifest in manifests}) < len(manifests):
-        raise ValueError("asg_backbones returned two backbones of the same name")
-    return tuple(manifests)
+def _answers(lists: Iterable[Any], kind: type[_Record], hook: str) -> tuple[_Record, ...]:
+    """What the implementations of one hook returned. TypeError if it is not a list of ``kind``."""
+    found = [answer for answers in lists for answer in answers]
+    for answer in found:
+        if not isinstance(answer, kind):
+            raise TypeError(f"{hook} returned {type(answer).__name__}, not {kind.__name__}")
+    return tuple(found)
+
+
+def _announced(record: PluginRecord) -> list[str]:
+    """What a plugin provides, in the words of messages: no two plugins may provide the same."""
+    return [f"backbone {m.name!r}" for m in record.backbones] + [f"{e.kind} {e.name!r}" for e in record.extensions]
 
 
 def check_weights(manifest: BackboneManifest, weights: str | Path | None) -> Path | None:
@@ -279,7 +285,14 @@ def _import_remedy(error: BaseException) -> str:
     return "set ASG_DEBUG=1 to see the traceback; if it is not your setup, report it to the plugin's author"
 
 
-def _remedy(record: PluginRecord) -> str:
+def nobody_provides_it(records: Iterable[PluginRecord]) -> str:
+    """Why something is not installed: no plugin has it, and these plugins cannot be used."""
+    unusable = [f"{r.name} is {r.state} ({r.reason})" for r in records if r.state != "ok"]
+    return "no usable plugin provides it" + "".join(f"; {line}" for line in unusable)
+
+
+def remedy(record: PluginRecord) -> str:
+    """What the user can do about a plugin whose state is not "ok"."""
     return {
         "blocked": f"unset {DISABLE_VARIABLE} or take {record.name!r} out of it",
         "incompatible": f"install versions of {record.distribution} and asg-core that fit together",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asg_core.errors import RunFolderError
 from asg_core.runs.opening import OpenedModel, run_config_file
 from asg_core.runs.opening import open_model as open_with
 
@@ -19,7 +23,9 @@ __all__ = [
     "at_least_one",
     "open_model",
     "print_json",
+    "progress_bar",
     "run_config_file",
+    "unwritable",
 ]
 
 INTERRUPTED = 130
@@ -72,3 +78,21 @@ def at_least_one(text: str) -> int:
 def print_json(value: Any) -> None:
     """Indented ASCII JSON on stdout; NaN is refused."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def unwritable(out: Path, error: OSError) -> RunFolderError:
+    """What to raise where the folder of ``--out`` cannot be written."""
+    return RunFolderError(
+        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+    )
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while it is a terminal; takes (done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -16,7 +16,6 @@ from asg_core.cli.common import add_json, print_json
 PACKAGES = (
     "torch",
     "transformers",
-    "diffusers",
     "accelerate",
     "peft",
     "safetensors",
@@ -110,14 +109,15 @@ def _print(report: dict[str, Any]) -> None:
         print(f"device {device['device']} {device.get('name', '')}{memory}".rstrip())
     print()
     print_table(
-        ("plugin", "state", "backbones or reason"),
-        [
-            (p["name"], p["state"], p["reason"] or ", ".join(m["name"] for m in p["backbones"]))
-            for p in report["plugins"]
-        ],
+        ("plugin", "state", "provides, or reason"),
+        [(p["name"], p["state"], p["reason"] or ", ".join(_provided(p))) for p in report["plugins"]],
     )
     print()
     for problem in report["problems"]:
         print(f"problem: {problem}")
     if not report["problems"]:
         print("no problem found")
+
+
+def _provided(plugin: dict[str, Any]) -> list[str]:
+    return [m["name"] for m in plugin["backbones"]] + [e["command"] for e in plugin["extensions"]]

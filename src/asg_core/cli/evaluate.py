@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
-from asg_core.evaluation.suites import SUITES, under_suite
+from asg_core.cli.common import (
+    add_json,
+    add_model_options,
+    add_overrides,
+    at_least_one,
+    open_model,
+    print_json,
+    progress_bar,
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -29,15 +34,12 @@ def add_parser(verbs: Any) -> None:
         "--out", type=Path, metavar="DIR", help="new folder for one row per item and the protocol, for asg compare"
     )
     parser.add_argument(
-        "--suite",
-        choices=sorted(SUITES),
-        metavar="NAME",
-        help=f"instead of the backbone's own evaluation: {', '.join(sorted(SUITES))} (docs/datasets.md)",
+        "--suite", metavar="NAME", help="instead of the backbone's own evaluation: easy_vqa (asg-lab; docs/datasets.md)"
     )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="evaluate nothing: print the lmms-eval command for a set of public benchmarks (paper)",
+        help="evaluate nothing: print the lmms-eval command for a set of public benchmarks: paper (asg-lab)",
     )
     add_model_options(parser)
     add_json(parser)
@@ -47,16 +49,17 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print scores, or differences with 95 % intervals and paired p-values."""
+    from asg_core.backbones.extensions import find_extension, load_extension
     from asg_core.errors import CapabilityError
 
     if args.preset is not None:
-        return _print_preset(args)
+        return int(load_extension("option", "eval --preset")(args))
+    chosen = find_extension("suite", args.suite) if args.suite else None
     if args.out is not None:
         from asg_core.evaluation.store import new_folder
 
         new_folder(args.out)
     model = open_model(args)
-    chosen = SUITES[args.suite] if args.suite else None
     target = chosen.target if chosen else model.backbone.manifest.evaluation
     if target is None:
         raise CapabilityError(
@@ -76,8 +79,15 @@ def run(args: argparse.Namespace) -> int:
         with progress_bar(f"evaluating {'trained' if trained else 'base'}") as progress:
             items = suite(EvaluationRequest(model.backbone, trained, model.config.seed, args.limit, progress))
         if args.out is not None:
-            protocol = evaluation_protocol(model.backbone, model.config, items, trained=trained, limit=args.limit)
-            protocol = under_suite(protocol, chosen) if chosen else protocol
+            protocol = evaluation_protocol(
+                model.backbone,
+                model.config,
+                items,
+                suite=target,
+                trained=trained,
+                limit=args.limit,
+                packages=chosen.packages if chosen else (),
+            )
             store(args.out, AFTER if trained else BEFORE, items, protocol)
         return items
 
@@ -94,33 +104,3 @@ def run(args: argparse.Namespace) -> int:
 
     (print_comparison if model.trained else print_scores)(rows)
     return 0
-
-
-def _print_preset(args: argparse.Namespace) -> int:
-    from asg_core.evaluation.presets import load_preset
-
-    preset = load_preset(args.preset)
-    given = [f"{name}={getattr(args, name)}" for name in ("device", "seed") if getattr(args, name) is not None]
-    settings = [*given, *args.overrides]
-    if args.json:
-        print_json(preset.as_data(args.backbone, args.weights, args.run, settings))
-        return 0
-    from asg_core.cli.tables import print_table
-
-    print_table(
-        ("metric", "task", "split", "value", "judge", "prompt"),
-        [(m.name, m.task, m.split, m.value, m.judge, m.prompt) for m in preset.metrics],
-    )
-    print("\n" + preset.command(args.backbone, args.weights, args.run, settings))
-    return 0
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while it is a terminal; takes (done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,9 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
-from asg_core.errors import ConfigError, OutOfMemory, RunFolderError
-from asg_core.evaluation.layouts import LAYOUTS
+from asg_core.cli.common import (
+    add_json,
+    add_model_options,
+    add_overrides,
+    at_least_one,
+    open_model,
+    print_json,
+    unwritable,
+)
+from asg_core.errors import ConfigError, RunFolderError
 
 EXAMPLES = """\
 examples:
@@ -36,10 +43,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: the current one; drawn/LAYOUT with --layout)"
     )
-    bench = parser.add_argument_group("benchmarks (docs/benchmarks.md)")
+    bench = parser.add_argument_group("benchmarks (asg-lab; docs/benchmarks.md)")
     bench.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file, or folder of texts, of a benchmark")
     bench.add_argument(
-        "--layout", choices=list(LAYOUTS), help="whose scorer shall read the folder; started again, it goes on"
+        "--layout",
+        metavar="NAME",
+        help="whose scorer shall read the folder: geneval, dpg, wise or lmms; started again, it goes on",
     )
     bench.add_argument(
         "--batch-size",
@@ -58,84 +67,9 @@ def run(args: argparse.Namespace) -> int:
     """Draw one prompt's images, or a layout, and print what was written."""
     if args.prompts is None and args.layout is None:
         return _one_prompt(args)
-    if args.prompts is None or args.layout is None:
-        raise ConfigError(
-            "a layout needs a prompt file, and a prompt file a layout",
-            "--prompts and --layout go together",
-            "e.g. asg generate --prompts evaluation_metadata.jsonl --layout geneval",
-        )
-    if args.prompt is not None:
-        if "=" not in args.prompt:
-            raise ConfigError("one prompt and --prompts were given", "it is one or the other", "leave one of them out")
-        args.overrides.insert(0, args.prompt)  # argparse takes the first key=value word for PROMPT
-    return _layout(args)
+    from asg_core.backbones.extensions import load_extension
 
-
-def _layout(args: argparse.Namespace) -> int:
-    from asg_core.evaluation.digests import file_digest
-    from asg_core.evaluation.prompt_files import read_prompts
-
-    layout = LAYOUTS[args.layout]
-    out = args.out or Path("drawn", layout.name)
-    form, prompts = read_prompts(args.prompts)
-    n = args.n or layout.usual
-    layout.require(form, prompts, n)
-    from asg_core.backbones.interface import ImageSampling, Role
-    from asg_core.cli.evaluate import progress_bar
-    from asg_core.evaluation.drawing import claim_folder, draw_sheets
-    from asg_core.evaluation.protocol import Items, make_protocol
-    from asg_core.runs.folder import write_atomically
-    from asg_core.training.memory import is_out_of_memory
-
-    model = open_model(args)
-    sheets = layout.sheets(prompts, n, model.config.seed, args.prompts.stem)
-    sampling = ImageSampling("quality", model.config.generate.temperature)
-    protocol = make_protocol(
-        model.backbone,
-        model.config,
-        Items(args.prompts.name, file_digest(args.prompts, "*.txt"), len(prompts)),
-        trained=model.trained,
-        sampling={
-            "layout": layout.name,
-            "samples_per_prompt": n,
-            "profile": sampling.profile,
-            "temperature": sampling.temperature,
-        },
-        judge=None,
-    )
-    try:
-        claim_folder(out, protocol)
-        for path, text in layout.texts(out, prompts, sheets).items():
-            file = out / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if not file.is_file() or file.read_text(encoding="utf-8") != text:
-                write_atomically(file, text)
-        with progress_bar("drawing") as progress:
-            drawn = draw_sheets(
-                model.backbone,
-                model.role(Role.GENERATOR),
-                sheets,
-                out,
-                sampling,
-                args.batch_size,
-                progress,
-            )
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory while drawing {args.batch_size} images at a time",
-            "they need more memory than the device has; what is drawn already is kept",
-            "repeat the command with a lower --batch-size",
-        ) from error
-    result = {"out": str(out), "files": len(sheets), "drawn": drawn, "kept": len(sheets) - drawn}
-    if args.json:
-        print_json(result)
-    else:
-        print(f"{out}: {len(sheets)} images for {layout.scorer}, {drawn} drawn now")
-    return 0
+    return int(load_extension("option", "generate --layout")(args))
 
 
 def _one_prompt(args: argparse.Namespace) -> int:
@@ -149,7 +83,7 @@ def _one_prompt(args: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(out, error) from None
+        raise unwritable(out, error) from None
     model = open_model(args)
     seed = model.config.seed
     requests = [ImageRequest(args.prompt, derive_seed(seed, "generate", i)) for i in range(args.n or 1)]
@@ -169,12 +103,6 @@ def _one_prompt(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     return 0
-
-
-def _unwritable(out: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
-    )
 
 
 def file_stem(prompt: str) -> str:

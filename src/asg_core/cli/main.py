@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from asg_core import __version__
+from asg_core.backbones.known_plugins import EXTENSIONS
 from asg_core.cli import (
     ask,
     check,
@@ -24,11 +25,8 @@ from asg_core.cli import (
     parity,
     plan,
     plugins,
-    push,
     report,
     solve,
-    study,
-    tiny,
     train,
 )
 from asg_core.cli.common import INTERRUPTED
@@ -61,18 +59,15 @@ _VERBS = (
     generate,
     ask,
     solve,
-    study,
     plugins,
     doctor,
     config,
     plan,
     report,
     export,
-    push,
     parity,
     check,
     new,
-    tiny,
 )
 
 
@@ -86,8 +81,15 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb's module adds its own part and sets ``handler``."""
+def build_parser(plugin_verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs. Each verb's module adds its own part and sets ``handler``.
+
+    Args:
+        plugin_verb: a verb whose arguments a plugin adds. Plugins' other verbs are listed, and no plugin imported.
+
+    Raises:
+        PluginError: no usable plugin provides the verb.
+    """
     parser = _Parser(
         prog="asg",
         description="Self-evolution of unified multimodal models from unlabeled images: Ask, Solve, Generate.",
@@ -99,6 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", dest="verb")
     for module in _VERBS:
         module.add_parser(verbs)
+    for name, about in EXTENSIONS["verb"].items():
+        if name != plugin_verb:
+            verbs.add_parser(name, help=f"{about} (asg-lab)", add_help=False)
+    if plugin_verb is not None:
+        from asg_core.backbones.extensions import load_extension
+
+        load_extension("verb", plugin_verb)(verbs)
     parser.set_defaults(verbs=list(verbs.choices))
     return parser
 
@@ -141,14 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if words[:1] == ["tiny"]:
-        return tiny.delegate(words[1:])
-    parser = build_parser()
-    verbs = parser.get_default("verbs")
-    if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise ConfigError(
-            f"asg has no verb {words[0]!r}", "see asg --help for all of them", did_you_mean(words[0], verbs)
-        )
+    parser = _parser_of(words[0]) if words and not words[0].startswith("-") else build_parser()
     args, rest = parser.parse_known_args(words)
     if args.verb is None:
         parser.print_help()
@@ -164,6 +166,19 @@ def _run(words: list[str]) -> int:
     if rest:
         args.overrides += rest
     return int(args.handler(args))
+
+
+def _parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser in which ``verb`` has its arguments. ConfigError if there is no such verb."""
+    parser = build_parser()
+    verbs = parser.get_default("verbs")
+    if verb in verbs and verb not in EXTENSIONS["verb"]:
+        return parser
+    from asg_core.backbones.extensions import installed_extensions
+
+    if verb in verbs or verb in installed_extensions("verb"):
+        return build_parser(verb)
+    raise ConfigError(f"asg has no verb {verb!r}", "see asg --help for all of them", did_you_mean(verb, verbs))
 
 
 def _keep_traceback() -> str:

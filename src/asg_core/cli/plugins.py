@@ -1,8 +1,9 @@
-"""``asg plugins``: installed plugins, their backbones, and what is wrong with the others."""
+"""``asg plugins``: installed plugins, what they provide, and what is wrong with the others."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from asg_core.cli.common import add_json, print_json
@@ -15,8 +16,8 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the parser."""
     parser = verbs.add_parser(
         "plugins",
-        help="installed backbones",
-        description="List installed plugins and their backbones.",
+        help="installed backbones and extensions",
+        description="List installed plugins, their backbones and what they add to the command line.",
         allow_abbrev=False,
     )
     add_json(parser)
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from asg_core.cli.tables import print_table
 
     print_table(
-        ("plugin", "package", "state", "backbones"),
-        [(r.name, f"{r.distribution} {r.version}", r.state, _backbones(r) or str(r.reason)) for r in records],
+        ("plugin", "package", "state", "provides"),
+        [(r.name, f"{r.distribution} {r.version}", r.state, _provided(r) or str(r.reason)) for r in records],
     )
     return 0
 
@@ -49,8 +50,10 @@ def as_data(record: PluginRecord) -> dict[str, Any]:
         "state": record.state,
         "reason": record.reason,
         "backbones": [manifest.model_dump(mode="json") for manifest in record.backbones],
+        "extensions": [{**asdict(e), "command": e.command} for e in record.extensions],
     }
 
 
-def _backbones(record: PluginRecord) -> str:
-    return "\n".join(f"{m.name}: {m.summary} (weights: {m.licence})" for m in record.backbones)
+def _provided(record: PluginRecord) -> str:
+    backbones = [f"{m.name}: {m.summary} (weights: {m.licence})" for m in record.backbones]
+    return "\n".join([*backbones, *(e.command for e in record.extensions)])

@@ -104,13 +104,32 @@ def make_protocol(
 
 
 def evaluation_protocol(
-    backbone: Backbone, config: RunConfig, items: Sequence[EvalItem], *, trained: bool, limit: int | None = None
+    backbone: Backbone,
+    config: RunConfig,
+    items: Sequence[EvalItem],
+    *,
+    trained: bool,
+    limit: int | None = None,
+    suite: str | None = None,
+    packages: Sequence[str] = (),
 ) -> Protocol:
-    """The protocol of a score by the backbone's own evaluation, which decides sampling and judges by itself."""
-    target = str(backbone.manifest.evaluation)
+    """The protocol of a score by an evaluation that decides sampling and judges by itself.
+
+    Args:
+        backbone: the model.
+        config: what it was loaded with.
+        items: what the evaluation returned.
+        trained: whether role adapters were on.
+        limit: at most this many items per section, or None.
+        suite: ``module:function`` of the evaluation; None: the backbone's own.
+        packages: whose versions are recorded too.
+    """
+    target = suite or str(backbone.manifest.evaluation)
     identities = json.dumps(sorted((item.section, item.category, item.key) for item in items))
     scored = Items(target, digest_of([identities.encode()]), len(items), limit)
-    return make_protocol(backbone, config, scored, trained=trained, sampling={"suite": target}, judge=target)
+    return make_protocol(
+        backbone, config, scored, trained=trained, sampling={"suite": target}, judge=target, packages=packages
+    )
 
 
 def record_protocol(folder: Path, score: str, protocol: Protocol) -> None:

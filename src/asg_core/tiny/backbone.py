@@ -27,7 +27,7 @@ from asg_core.models.causal import CausalBackbone
 from asg_core.models.lora import RoleAdapters
 from asg_core.tiny import flow
 from asg_core.tiny.causal import TinyCausal
-from asg_core.tiny.drawing import Prompts, code_logits, left_pad, sample_codes
+from asg_core.tiny.generation import Prompts, code_logits, left_pad, sample_codes
 from asg_core.tiny.model import CELLS, GRID, PIXELS, TinyModel
 from asg_core.tiny.plugin import FLOW_MANIFEST, MANIFEST
 from asg_core.tiny.vocabulary import BOS, DRAW, EMBED, IMAGE, Vocabulary
@@ -230,7 +230,7 @@ def _stream(seed: int) -> torch.Generator:
 
 
 def load(request: LoadRequest) -> TinyBackbone:
-    """Factory of ``backbone=tiny``. ``weights`` holds what ``asg tiny pretrain`` wrote; None: the shipped base."""
+    """Factory of ``backbone=tiny``. ``weights`` holds a ``base.safetensors``; None: the shipped one."""
     return TinyBackbone(to_device(load_base(request.weights), request.device, request.dtype), Vocabulary(), request)
 
 

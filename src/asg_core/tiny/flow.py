@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from asg_core.tiny.drawing import Prompts
+from asg_core.tiny.generation import Prompts
 from asg_core.tiny.model import CELLS, TinyModel
 
 

@@ -113,15 +113,3 @@ class TinyModel(nn.Module):
         """(n, 16) codes -> (n, 32, 32, 3) uint8 RGB."""
         grid = self.codebook[codes].reshape(-1, GRID, GRID, 8, 8, 3)
         return grid.permute(0, 1, 3, 2, 4, 5).reshape(-1, PIXELS, PIXELS, 3)
-
-
-def codebook_latents(codebook: Tensor, width: int) -> Tensor:
-    """(64, 8, 8, 3) patches -> (64, width) principal coordinates, zero mean, scaled to unit mean square."""
-    flat = codebook.flatten(1).double()
-    flat = flat - flat.mean(0)
-    left, singular, _ = torch.linalg.svd(flat, full_matrices=False)
-    # Each direction keeps the sign that makes its largest entry positive, so that latents do not depend on LAPACK.
-    coordinates = left[:, :width] * singular[:width].sqrt()
-    coordinates = coordinates * coordinates.gather(0, coordinates.abs().argmax(0, keepdim=True)).sign()
-    scaled: Tensor = coordinates / coordinates.square().mean().sqrt()
-    return scaled.float()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from asg_core.errors import WeightsError
 from asg_core.tiny.model import TinyConfig, TinyModel
@@ -20,24 +19,6 @@ FILE_NAME = "base.safetensors"
 def shipped() -> Path:
     """The folder of the checkpoint that comes with the package."""
     return Path(str(files("asg_core.tiny").joinpath("data")))
-
-
-def save_base(model: TinyModel, directory: Path, facts: Mapping[str, str]) -> Path:
-    """Write ``base.safetensors`` into ``directory``: floats as float16, the codebook as uint8.
-
-    Args:
-        model: what to write.
-        directory: created if missing.
-        facts: how the model was made, kept in the file's metadata.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    path = directory / FILE_NAME
-    save_file(state, path, metadata={"config": json.dumps(vars(model.config)), **facts})
-    return path
 
 
 def load_base(directory: Path | None = None) -> TinyModel:
@@ -84,7 +65,7 @@ def _existing(directory: Path | None) -> Path:
         raise WeightsError(
             f"no weights at {path}",
             "the file does not exist",
-            "run asg tiny pretrain --out DIR, or leave weights unset",
+            "leave weights unset, or make some: python examples/pretrain_tiny pretrain --out DIR",
         )
     return path
 
@@ -94,7 +75,9 @@ def _sizes(metadata: Mapping[str, str] | None) -> TinyConfig:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"cannot read {path}", str(error), "it was not written by asg tiny pretrain, or is damaged")
+    return WeightsError(
+        f"cannot read {path}", str(error), "it was not written by examples/pretrain_tiny, or is damaged"
+    )
 
 
 def to_device(model: TinyModel, device: str, dtype: str) -> TinyModel:

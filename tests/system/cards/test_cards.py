@@ -1,18 +1,12 @@
-"""The model card says what a run was, and nothing of the machine; publishing sends the card and PEFT files only."""
+"""The model card says what a run was, and nothing of the machine, and lies beside the adapters and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
 
 from asg_core import RunConfig, Trainer
-from asg_core.cli import main
-from asg_core.errors import RunFolderError
-from asg_core.runs.publish import files_to_publish
 
 
 @pytest.fixture(scope="module")
@@ -63,54 +57,10 @@ def test_a_card_holds_no_path_of_the_machine(card: str, run: Path):
     assert str(run.parent) not in card
 
 
-def test_what_is_published_is_the_card_and_the_adapters(run: Path):
-    (run / "adapters" / "solver" / "optimizer.bin").write_bytes(b"private")
-    (run / "adapters" / "notes.txt").write_text("private")
+def test_the_folder_to_upload_holds_the_card_and_the_adapters_alone(run: Path):
+    adapters = run / "adapters"
     pair = ("adapter_config.json", "adapter_model.safetensors")
-    assert files_to_publish(run) == [
+    assert {str(file.relative_to(adapters)) for file in adapters.rglob("*") if file.is_file()} == {
         "README.md",
         *(f"{role}/{name}" for role in ("proposer", "solver", "generator") for name in pair),
-    ]
-
-
-def test_an_unfinished_run_has_nothing_to_publish(tmp_path: Path):
-    (tmp_path / "adapters" / "solver").mkdir(parents=True)
-    with pytest.raises(RunFolderError, match="nothing to publish"):
-        files_to_publish(tmp_path)
-
-
-def test_nothing_is_sent_without_the_flag(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("the hub was called")
-
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
-    monkeypatch.setattr(HfApi, "upload_folder", refuse)
-    assert main(["push", "--run", str(run), "--to", "me/first"]) == 0
-    assert "nothing was sent" in capsys.readouterr().out
-
-
-def test_with_the_flag_exactly_these_files_are_sent_and_private_by_default(run: Path, monkeypatch: pytest.MonkeyPatch):
-    calls: dict[str, dict[str, Any]] = {}
-
-    def create(self: HfApi, name: str, **kwargs: Any) -> str:
-        calls["create"] = {"name": name, **kwargs}
-        return "address"
-
-    monkeypatch.setattr(HfApi, "create_repo", create)
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: calls.update(upload=kwargs))
-    assert main(["push", "--run", str(run), "--to", "me/first", "--yes"]) == 0
-    assert calls["create"] == {"name": "me/first", "private": True, "exist_ok": True}
-    assert calls["upload"]["allow_patterns"] == files_to_publish(run)
-
-
-def test_a_refusal_of_the_hub_is_one_typed_error(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def refuse(self: HfApi, name: str, **kwargs: Any) -> str:
-        raise HFValidationError("bad name")
-
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
-    assert main(["push", "--run", str(run), "--to", "a/b/c", "--yes"]) == 1
-    assert "a/b/c was not published" in capsys.readouterr().err
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from asg_core.backbones import registry as plugins
-from asg_core.backbones.known_plugins import FOLDERS
+from asg_core.backbones.known_plugins import FOLDERS, LAB, LAB_FOLDER
 from asg_core.cli import main
 from asg_core.errors import PluginError
 
@@ -26,7 +26,7 @@ every = metadata.entry_points
 def without_plugins(**selected):
     return [entry for entry in every(**selected) if entry.group != "asg_core" or entry.dist.name == "asg-core"]
 metadata.entry_points = without_plugins
-sys.modules.update(dict.fromkeys(["asg_bagel", "asg_blip3o", "asg_vargpt", "asg_janus"]))
+sys.modules.update(dict.fromkeys(["asg_bagel", "asg_blip3o", "asg_vargpt", "asg_janus", "asg_lab"]))
 """
 """For an environment that has them, such as a developer's; in tox' environment of the core it hides nothing."""
 
@@ -90,6 +90,31 @@ def test_every_verb_that_needs_a_backbone_says_it(
         assert err.endswith(f"pip install ./{FOLDERS[name]}\n")
 
 
+EXTENSION_USES = [
+    "study",
+    "study gains --no-run",
+    "study --help",
+    "generate --prompts prompts.txt --layout lmms",
+    "generate --layout geneval",
+    "eval --suite easy_vqa",
+    "eval --preset paper",
+]
+
+
+@pytest.mark.usefixtures("nothing_installed")
+@pytest.mark.parametrize("use", EXTENSION_USES)
+def test_what_the_lab_adds_to_the_command_line_says_how_to_install_it(
+    use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(use)) == PluginError.exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "is not installed" in err
+    assert err.endswith(f"In the folder of asg-core's repository: pip install ./{LAB_FOLDER}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("nothing_installed")
 @pytest.mark.parametrize(
     ("name", "said", "unsaid"),
@@ -112,4 +137,4 @@ def test_the_install_lines_are_those_of_the_packages_in_this_repository() -> Non
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         folder = file.parent.relative_to(ROOT).as_posix()
         found |= dict.fromkeys(project["entry-points"]["asg_core"], folder)
-    assert found == FOLDERS
+    assert found == {**FOLDERS, LAB: LAB_FOLDER}

@@ -225,8 +225,3 @@ def test_doctor_fails_without_a_backbone(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("ASG_DISABLE_PLUGINS", "*,tiny")
     assert main(["doctor"]) == 1
     assert "problem: no backbone can be used" in capsys.readouterr().out
-
-
-def test_tiny_commands_are_handed_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tiny", "pretrain", "--help"]) == 0
-    assert "asg tiny pretrain" in capsys.readouterr().out

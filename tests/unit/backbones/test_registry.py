@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,38 +22,17 @@ from asg_core.errors import CapabilityError, ConfigError, PluginError, WeightsEr
 
 Install = Callable[..., None]
 
-HEADER = """
-from asg_core.backbones.hookspecs import hookimpl
-from asg_core.backbones.manifest import BackboneManifest, Capabilities
-def manifest(name, **more):
-    return BackboneManifest(
-        **{"name": name, "summary": "s", "licence": "MIT", "capabilities": Capabilities(), "weights_embedded": True,
-           "factory": f"{__name__}:load"} | more)
-"""
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a distribution with one module and one entry point on the path, as pip would."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("ASG_DISABLE_PLUGINS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def make(module: str, source: str, entry: str | None = None, *, distribution: str | None = None) -> None:
-        (tmp_path / f"{module}.py").write_text(HEADER + textwrap.dedent(source))
-        info = tmp_path / f"{distribution or module}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or module}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[asg_core]\n{entry or module} = {module}\n")
-        monkeypatch.delitem(sys.modules, module, raising=False)
-
-    return make
-
-
 GOOD = """
 @hookimpl
 def asg_backbones():
     return [manifest("NAME")]
+"""
+
+EXTENSION = """
+from asg_core.backbones.hookspecs import Extension
+@hookimpl
+def asg_extensions():
+    return [Extension("verb", "play", "nowhere:add_parser")]
 """
 
 BROKEN = {
@@ -69,7 +47,7 @@ BROKEN = {
         "broken",
         "String should match pattern",
     ),
-    "no hook": ("x = 1", "broken", "no asg_backbones hook"),
+    "no hook": ("x = 1", "broken", "no hook of asg_core"),
     "unknown hook": (GOOD.replace("NAME", "other") + "@hookimpl\ndef asg_trainers(): pass", "broken", "asg_trainers"),
     "wrong arguments": ("@hookimpl\ndef asg_backbones(model): return []", "broken", "model"),
     "other interface": (
@@ -82,7 +60,14 @@ BROKEN = {
         "duplicate",
         "already provided by plugin 'tiny' of asg-core",
     ),
-    "same name twice": ("@hookimpl\ndef asg_backbones(): return [manifest('sick')] * 2", "broken", "same name"),
+    "same name twice": (
+        "@hookimpl\ndef asg_backbones(): return [manifest('sick')] * 2",
+        "broken",
+        "backbone 'sick' twice",
+    ),
+    "not an extension": ("@hookimpl\ndef asg_extensions(): return ['play']", "broken", "returned str"),
+    "an extension twice": (EXTENSION.replace("]", "] * 2"), "broken", "verb 'play' twice"),
+    "another's extension": (EXTENSION.replace("play", "nice"), "duplicate", "provided by plugin 'nice_plugin'"),
 }
 
 
@@ -106,12 +91,12 @@ def test_a_third_party_backbone_is_found(install: Install) -> None:
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_bad_plugin_is_named_with_its_reason_and_hurts_nobody(case: str, install: Install) -> None:
     source, state, reason = BROKEN[case]
-    install("nice_plugin", GOOD.replace("NAME", "nice"))
+    install("nice_plugin", GOOD.replace("NAME", "nice") + EXTENSION.replace("play", "nice"))
     install("sick_plugin", source, entry="sick")
     found = record("sick")
     assert found.state == state
     assert reason in str(found.reason)
-    assert found.backbones == ()
+    assert found.backbones == found.extensions == ()
     assert find_manifest("tiny").factory.startswith("asg_core.tiny")
     assert find_manifest("nice").name == "nice"
     with pytest.raises(PluginError) as raised:
@@ -136,13 +121,13 @@ def test_a_misspelt_backbone_gets_a_suggestion() -> None:
     assert "Did you mean 'tiny'?" in raised.value.fix
 
 
-def test_plugins_can_be_blocked(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_can_be_blocked(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touched = "import pathlib; pathlib.Path(__file__).with_suffix('.imported').touch()"
     install("one_plugin", touched + GOOD.replace("NAME", "one"), entry="one")
     install("two_plugin", GOOD.replace("NAME", "two"), entry="two")
     monkeypatch.setenv("ASG_DISABLE_PLUGINS", "one, three")
     assert [record(n).state for n in ("one", "two")] == ["blocked", "ok"]
-    assert not list(Path(os.environ["PYTHONPATH"]).glob("*.imported"))
+    assert not list(tmp_path.glob("*.imported"))
     with pytest.raises(PluginError, match="blocked") as raised:
         find_manifest("one")
     assert "ASG_DISABLE_PLUGINS" in raised.value.fix

@@ -10,7 +10,7 @@ import torch
 from asg_core.backbones.interface import GenerationLoss, ImageSample, Role
 from asg_core.backbones.manifest import Capabilities
 from asg_core.tiny.backbone import TinyBackbone
-from asg_core.tiny.drawing import code_logits
+from asg_core.tiny.generation import code_logits
 from asg_core.tiny.plugin import MANIFEST
 
 from .registry import caught_by

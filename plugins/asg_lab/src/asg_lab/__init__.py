@@ -1,0 +1,1 @@
+"""Studies, outside benchmarks and their data sets for asg-core."""

@@ -1,0 +1,1 @@
+"""Verbs and options that asg-core hands over to this package."""
