@@ -19,7 +19,6 @@ from unittest.mock import patch
 
 import torch
 from peft.tuners.lora import Linear
-from results import machine, write_section
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +28,7 @@ from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.adapted_linear import AdaptedLinear
 from asg_core.models.lora import RoleAdapters
+from results import machine, write_section
 
 WIDTH, KEYS, MLP = 3584, 512, 18944
 SIZES = {"q": (WIDTH, WIDTH), "k": (WIDTH, KEYS), "v": (WIDTH, KEYS), "o": (WIDTH, WIDTH), "gate": (WIDTH, MLP)}
@@ -42,8 +42,8 @@ WORDS = """Counted, not timed: the seven linear layers of one
 Qwen2.5-7B layer, bfloat16, rank 16, on tensors without content: operations that torch would launch on CUDA and the
 bytes that they name. A product added to something out of place counts as two, because CUDA copies first. "PEFT" is its
 own forward with float32 adapters, as this package ran it before. Gradients of weights stay as exact as PEFT's
-(`tests/model/adapters/test_adapted_linear.py`): what is as thin as the rank is kept as sums of two bfloat16 numbers, which
-takes more and smaller kernels in the backward pass, and below about 90 tokens more bytes."""
+(`tests/model/adapters/test_adapted_linear.py`): what is as thin as the rank is kept as sums of two bfloat16 numbers,
+which takes more and smaller kernels in the backward pass, and below about 90 tokens more bytes."""
 
 
 class Kernels(TorchDispatchMode):

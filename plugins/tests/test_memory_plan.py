@@ -15,10 +15,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from gpu_models import Built, build, pictures
-from pretended_cuda import PretendedCuda, obstacle
-from scripted import endless
-from scripted_step import Kind, scripted_step
 
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
@@ -26,6 +22,10 @@ from asg_core.models.decoding import CompiledDecode
 from asg_core.planning import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.workload import rates
 from asg_core.training.optimizer import RoleOptimizer
+from devkit.pretended_cuda import PretendedCuda, obstacle
+from gpu_models import Built, build, pictures
+from scripted import endless
+from scripted_step import Kind, scripted_step
 
 PLENTY = 2**40
 TIGHT = 0.8

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from pretended_cuda import PretendedCuda
-from pretended_cuda.bars import complaints
-from pretended_cuda.workload import SECTIONS, Workload
+
+from devkit.pretended_cuda import PretendedCuda
+from devkit.pretended_cuda.bars import complaints
+from devkit.pretended_cuda.workload import SECTIONS, Workload
 
 
 @pytest.fixture(scope="module", params=["bagel", "blip3o", "vargpt"])
