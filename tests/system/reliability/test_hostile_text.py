@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,14 +20,7 @@ from asg_core.method.prompts import FRAMINGS, GateFailure, frame, parse_question
 from asg_core.method.token_entropy import solver_token_entropy
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.report import render_report
-
-
-def fuzz(examples: int) -> Callable[[Any], Any]:
-    """The same examples in every run."""
-    return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-
+from devkit.fuzzing import fuzz
 
 PIECES = (
     "<answer>",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.method.answers import answer_kind, answer_span, canonical_label, normalise, opposite, same_answer, vote
 from asg_core.method.numerals import number_words_to_digits
+from devkit.fuzzing import fuzz
 
 YES_NO = "Is there a dog?"
 COUNT = "How many dogs are there?"
@@ -159,7 +160,7 @@ def test_open_answers_lose_only_what_does_not_matter(answer: str, label: str) ->
     assert canonical_label(answer, OPEN) == label
 
 
-@settings(max_examples=200, deadline=None)
+@fuzz(200)
 @given(
     st.one_of(st.text(max_size=40), st.text("aA:<answer>/ 'the\"one,2.0-hundredth", max_size=40)),
     st.sampled_from([YES_NO, COUNT, OPEN]),
@@ -183,7 +184,7 @@ def _words(n: int) -> str:
     return f"{_words(n // 1000)} thousand" + (f" {_words(n % 1000)}" if n % 1000 else "")
 
 
-@settings(max_examples=200, deadline=None)
+@fuzz(200)
 @given(st.integers(0, 999_999))
 def test_number_words_round_trip(n: int) -> None:
     assert number_words_to_digits(_words(n)) == str(n)
@@ -274,7 +275,7 @@ def test_no_vote_without_answers() -> None:
         vote([], seed=0)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(LABELS, st.randoms(use_true_random=False), st.integers(0, 2**62))
 def test_a_vote_does_not_depend_on_the_order_of_answers(labels: list[str], random: object, seed: int) -> None:
     shuffled = list(labels)
@@ -286,7 +287,7 @@ def test_a_vote_does_not_depend_on_the_order_of_answers(labels: list[str], rando
     )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(LABELS, st.integers(0, 2**62))
 def test_vote_shares_are_a_distribution(labels: list[str], seed: int) -> None:
     result = vote(labels, seed)
