@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,8 @@ def apply(mutant: Mutant, copied: Path) -> None:
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def fails(mutant: Mutant, tests: Sequence[str]) -> bool:
-    """Whether one of ``tests`` fails on the mutant. RuntimeError if they cannot be run at all."""
+def failure(mutant: Mutant, tests: Sequence[str]) -> str:
+    """The first of ``tests`` that fails on the mutant, "" if none does. RuntimeError if they cannot be run at all."""
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "asg_core"
         shutil.copytree(package(), copied, ignore=shutil.ignore_patterns("__pycache__"))
@@ -74,20 +75,16 @@ def fails(mutant: Mutant, tests: Sequence[str]) -> bool:
                 timeout=LIMIT,
             )
         except subprocess.TimeoutExpired:
-            return True
+            return "none ended in time"
     if ended.returncode not in (0, 1):
         raise RuntimeError(f"{mutant}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    return ended.returncode == 1
+    return "".join(re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", ended.stdout, re.MULTILINE)[:1])
 
 
 def judged(mutant: Mutant, quickly: bool = False) -> str:
-    """What became of a mutant: "killed", "killed late" by a test that its entry does not name, or "survived"."""
+    """The test that kills a mutant; "survived", or "broken" where the list does not fit the source any more."""
     try:
-        if fails(mutant, mutant.tests):
-            return "killed"
-        if quickly:
-            return "survived"
-        return "killed late" if fails(mutant, QUICK) else "survived"
+        return failure(mutant, mutant.tests) or ("" if quickly else failure(mutant, QUICK)) or "survived"
     except (ValueError, RuntimeError) as error:
         return f"broken: {error}"
 
@@ -103,18 +100,17 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     chosen = [(n, mutant) for n, mutant in enumerate(MUTANTS, start=1) if not given.only or n in given.only]
     likely = sorted({test for _, mutant in chosen for test in mutant.tests})
-    if fails(UNCHANGED, likely):
-        print("the tests fail on a copy that nothing changed:", *likely)
+    if broken := failure(UNCHANGED, likely):
+        print(f"on a copy that nothing changed fails {broken}")
         return 1
-    counts: dict[str, int] = {}
-    start = time.monotonic()
+    start, left = time.monotonic(), 0
     with ThreadPoolExecutor(given.jobs) as pool:
         outcomes = pool.map(partial(judged, quickly=given.likely), [mutant for _, mutant in chosen])
         for (n, mutant), outcome in zip(chosen, outcomes, strict=True):
-            counts[outcome] = counts.get(outcome, 0) + 1
-            print(f"{n:3}  {outcome:11}  {mutant.file}: {mutant.harm}", flush=True)
-    print(f"{counts} in {time.monotonic() - start:.0f} s")
-    return int(bool(counts.keys() - {"killed", "killed late"}))
+            left += outcome.startswith(("survived", "broken"))
+            print(f"| {n} | {mutant.file} | {mutant.harm} | {outcome} |", flush=True)
+    print(f"{len(chosen) - left} of {len(chosen)} killed in {time.monotonic() - start:.0f} s")
+    return int(left > 0)
 
 
 if __name__ == "__main__":

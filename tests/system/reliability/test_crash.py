@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devkit import fuzzing
+from devkit import sizes
 
 MATRIX = Path(__file__).with_name("crash_matrix.py")
 
@@ -19,7 +19,7 @@ MATRIX = Path(__file__).with_name("crash_matrix.py")
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of every attempt: at one point in five by default, at every point before a release."""
-    stride = 1 if fuzzing.FULL else fuzzing.SHARE
+    stride = 1 if sizes.FULL else sizes.SHARE
     done = subprocess.run(
         [sys.executable, str(MATRIX), str(tmp_path_factory.mktemp("crash")), str(stride)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -28,7 +28,7 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.runs.configuration import load_run_config
 from asg_core.training import checkpoint, recovery
 from asg_core.training.alarms import CollapseMonitor
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 # -- configuration ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import asg_core.data.image_file as image_files
 from asg_core.data.image_file import open_image, verify_image
 from asg_core.data.image_pool import ImagePool, scan_images
 from asg_core.errors import ImageError
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 
 def encoded() -> dict[str, bytes]:

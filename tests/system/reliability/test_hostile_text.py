@@ -20,7 +20,7 @@ from asg_core.method.prompts import FRAMINGS, GateFailure, frame, parse_question
 from asg_core.method.token_entropy import solver_token_entropy
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.report import render_report
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 PIECES = (
     "<answer>",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asg_core.method.answers import answer_kind, answer_span, canonical_label, normalise, opposite, same_answer, vote
 from asg_core.method.numerals import number_words_to_digits
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 YES_NO = "Is there a dog?"
 COUNT = "How many dogs are there?"

@@ -18,7 +18,7 @@ from asg_core.method.generation_rewards import (
     reference_label,
     spec_quality,
 )
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 UNIT = st.floats(0, 1)
 

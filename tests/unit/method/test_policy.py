@@ -18,7 +18,7 @@ from asg_core.method.policy import (
     regression_weights,
     z_score,
 )
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 REWARDS = st.lists(st.floats(-1, 1), min_size=2, max_size=9)
 

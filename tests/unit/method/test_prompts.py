@@ -18,7 +18,7 @@ from asg_core.method.prompts import (
     parse_question,
     parse_spec,
 )
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 
 def test_there_are_seven_framings_and_three_held_out() -> None:

@@ -19,7 +19,7 @@ from asg_core.method.rewards import (
     solver_rewards,
     unsolvable,
 )
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 
 def votes(*sizes: int) -> Vote:

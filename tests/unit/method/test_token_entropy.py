@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asg_core.backbones.interface import TextRequest, TextSample
 from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy, token_entropy
-from devkit.fuzzing import fuzz
+from devkit.sizes import fuzz
 
 FINITE = st.floats(0.0, 12.0)
 
