@@ -39,7 +39,7 @@ class _Adder:
         MUTANTS.append(Mutant(self.file, old, new, harm, self.tests))
 
 
-m = _of("method/answers.py", "unit/method/test_answers.py")
+m = _of("method/answers.py", "unit/method/test_answers.py", "unit/method/test_votes.py")
 m('_THOUSANDS.sub(lambda match: match[0].replace(",", ""), bare)', "bare", '"1,000" and "1000" are two answers')
 m('leaders[derive_seed("vote", seed) % len(leaders)]', "leaders[0]", "a tie always goes to the first of the alphabet")
 m("math.fsum(-p * math.log(p) for", "math.fsum(-p * math.log2(p) for", "entropies of votes are in bits, not in nats")
@@ -114,14 +114,19 @@ m("measures.append(measured)", "measures.append(measured.abs())", "log-probs are
 m = _of("models/decoding/logits.py", "model/decoding/test_sampling.py")
 m("logits.index_fill(-1, suppressed, -torch.inf) / temp", "logits / temp", "image codes are sampled as text")
 
-m = _of("models/decoding/scoring.py", "model/decoding/test_scoring.py")
+m = _of("models/decoding/scoring.py", "model/decoding/test_scoring.py", "model/decoding/test_scoring_gradients.py")
 m("(policy.exp() * (policy - reference)", "(reference.exp() * (policy - reference)", "KL has the wrong sign")
 m("row * width + start + step", "row * width + step", "answers are scored where the prompt stands")
 m("reference = policy_logprobs(raw_logits(model, base_rows), ", "reference = policy_logprobs(raw_logits(model, rows), ",
   "the base policy is the trained one, and KL is 0")  # fmt: skip
 m("with active(), running_again():", "with running_again():", "recomputed layers learn without their adapter")
 
-m = _of("models/decoding/prefix_tree.py", "model/decoding/test_tree.py", "model/decoding/test_scoring.py")
+m = _of(
+    "models/decoding/prefix_tree.py",
+    "model/decoding/test_tree.py",
+    "model/decoding/test_scoring.py",
+    "model/decoding/test_scoring_gradients.py",
+)
 m("past = rows.visible[:, None, :] & real[:, :, None]", "past = rows.visible[:, None, :] | real[:, :, None]",
   "padding in the middle of a row is attended to")  # fmt: skip
 m("[segment.advance for segment in segments]", "[len(segment.embeds) for segment in segments]",
@@ -136,7 +141,7 @@ m("entry.version[0] != version[0] or entry.version == version]", "True]", "prefi
 m = _of("models/decoding/feature_cache.py", "model/decoding/test_images.py")
 m("self._entries.pop(key, None)", "None", "a new picture is mistaken for a deleted one")
 
-m = _of("models/decoding/cache_layers.py", "model/decoding/test_scoring.py", "model/decoding/test_tree.py")
+m = _of("models/decoding/cache_layers.py", "model/decoding/test_scoring_gradients.py", "model/decoding/test_tree.py")
 m("keys.index_select(0, rows), values.index_select(0, rows)", "keys.detach()[rows], values.detach()[rows]",
   "no gradient flows through prompt and picture")  # fmt: skip
 m("if not _again.get():", "if True:", "recomputing keeps the activations that it should save")
@@ -157,7 +162,7 @@ m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up
 m = _of("models/decoding/prompt_embedding.py", "model/decoding/test_images.py")
 m("states - self._centres.index_select(0, kinds)", "states", "all embeddings are alike")
 
-m = _of("models/lora.py", "model/lora/test_lora.py")
+m = _of("models/lora.py", "model/lora/test_lora.py", "model/lora/test_files.py")
 m('"lora", role.value, name, path)', '"lora", name, path)', "all roles start as the same adapter")
 m("role is None or role.value not in layer.lora_A", "role is None", "a layer without the role runs under another's")
 m("self._activate(before)", "self._activate(None)", "nested use switches the outer adapter off")
