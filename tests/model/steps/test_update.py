@@ -64,8 +64,12 @@ def inner(config: RunConfig, steps: int, micro_batch: int = 0) -> RunConfig:
 
 
 @pytest.fixture
-def groups(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> dict[Role, Groups]:
-    items = understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline())
+def groups(
+    recorded: Callable[..., Any], tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> dict[Role, Groups]:
+    items = recorded(
+        "understanding", lambda: understanding_step(tiny, images, config, 1, RollingPercentile(), EmaBaseline())
+    )
     found = {Role.PROPOSER: proposer_groups(items), Role.SOLVER: solver_groups(items)}
     assert all(any(a for _, a in group) for role in found for group in found[role][:1])
     return found
