@@ -19,7 +19,7 @@ LONGEST = (
     "test_update.py",
     "test_generation_step.py",
     "test_compiled.py",
-    "test_fake_device.py",
+    "test_another_device.py",
     "test_replay.py",
     "test_memory_plan.py",
     "test_commands.py",

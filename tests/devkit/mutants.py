@@ -78,7 +78,7 @@ def failure(mutant: Mutant, tests: Sequence[str]) -> str:
             return "none ended in time"
     if ended.returncode not in (0, 1):
         raise RuntimeError(f"{mutant}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    return "".join(re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", ended.stdout, re.MULTILINE)[:1])
+    return "".join(re.findall(r"^(?:FAILED|ERROR) tests/([^\s\[]+)", ended.stdout, re.MULTILINE)[:1])
 
 
 def judged(mutant: Mutant, quickly: bool = False) -> str:
