@@ -19,7 +19,6 @@ from unittest.mock import patch
 
 import torch
 from peft.tuners.lora import Linear
-from results import machine, write_section
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +28,7 @@ from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.models.adapted_linear import AdaptedLinear
 from asg_core.models.lora import RoleAdapters
+from results import machine, write_section
 
 WIDTH, KEYS, MLP = 3584, 512, 18944
 SIZES = {"q": (WIDTH, WIDTH), "k": (WIDTH, KEYS), "v": (WIDTH, KEYS), "o": (WIDTH, WIDTH), "gate": (WIDTH, MLP)}

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from results import machine, write_section
 
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling
 from asg_core.models.decoding import CompiledDecode
 from asg_core.testing.qwen import QwenBackbone, random_qwen
+from results import machine, write_section
 
 TOKENS = 64
 SIZES: dict[str, dict[str, Any]] = {

@@ -25,6 +25,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+
 from gpu_models import NAMES, installed
 from gpu_report import device_name, header, markdown, write_json
 from gpu_rounds import Shelf, rounds

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from gpu_models import Built, pictures
-from scripted import confident, endless
-from scripted_step import Kind, Lengths, step_config
 
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import Optimizer, RunConfig
@@ -18,6 +15,9 @@ from asg_core.method.replay import NoiseFloor
 from asg_core.models.causal import CausalBackbone
 from asg_core.planning import Accelerator as Rates
 from asg_core.training.optimizer import RoleOptimizer
+from gpu_models import Built, pictures
+from scripted import confident, endless
+from scripted_step import Kind, Lengths, step_config
 
 SHARE = 0.85
 """Of the device's memory that a step may plan with; what lies above is left to fragments and kernels' workspaces."""

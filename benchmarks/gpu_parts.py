@@ -8,11 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from captured import Captured
-from gpu_bench import Bench
-from gpu_models import pictures
-from gpu_rows import Row, against, check, timed
-from one_by_one import OneByOne
 
 from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.method.losses import k3
@@ -20,6 +15,11 @@ from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.method.replay import NoiseFloor
 from asg_core.models.decoding import CompiledDecode
 from asg_core.models.decoding.compiled import Compiler, Pass, inductor
+from captured import Captured
+from gpu_bench import Bench
+from gpu_models import pictures
+from gpu_rows import Row, against, check, timed
+from one_by_one import OneByOne
 
 BATCHES = (1, 8, 32)
 COMPILED_ROWS = (8,)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from gpu_models import Scale, build, pictures
-from gpu_rows import Row, check
-from scripted import endless
 
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
 from asg_core.method.prompts import QUESTION_PROMPT
+from gpu_models import Scale, build, pictures
+from gpu_rows import Row, check
+from scripted import endless
 
 SLICE_TOLERANCE = 0.05
 """Largest relative error ||bf16 - fp32|| / ||fp32|| of a slice; bfloat16 has 8 significant bits (0.4 %)."""

@@ -10,11 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from gpu_rows import Row
 from packaging.version import Version
 
 from asg_core.errors import ConfigError
 from asg_core.planning import Accelerator, find_accelerator
+from gpu_rows import Row
 
 PACKAGES = ("asg-core", "torch", "transformers", "diffusers", "peft", "accelerate")
 PACKED_QUERIES = Version("5.23")

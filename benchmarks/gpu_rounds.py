@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+
 from gpu_bench import Bench
 from gpu_models import build
 from gpu_parts import capturing, decode, decode_captured, decode_compiled, fixed_shapes, images, prefill, replay

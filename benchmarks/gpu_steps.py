@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from asg_core.planning import generation_phases, seconds, understanding_phases
 from gpu_bench import Bench
 from gpu_models import pictures
 from gpu_rows import GIB, Row, against, timed, wait
 from one_by_one import OneByOne, separate
 from scripted_step import Kind, Lengths, planned, require_updates, scripted_step
-
-from asg_core.planning import generation_phases, seconds, understanding_phases
 
 REPEAT_BELOW = 5.0
 """Seconds; what took less is measured again, warm."""

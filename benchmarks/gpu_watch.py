@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from gpu_bench import Bench
-from gpu_models import pictures
-from gpu_rows import Row
-from scripted_step import UPDATED, require_updates, scripted_step
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, TextRequest, TextSampling
 from asg_core.method.prompts import QUESTION_PROMPT
+from gpu_bench import Bench
+from gpu_models import pictures
+from gpu_rows import Row
+from scripted_step import UPDATED, require_updates, scripted_step
 
 LONGEST = 15
 """Kernels of a profile that are listed."""

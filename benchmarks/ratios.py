@@ -26,8 +26,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from results import machine, write_section
-from sequential import SequentialQwen
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextSample
 from asg_core.backbones.registry import load_backbone
@@ -46,6 +44,8 @@ from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.testing.scripted_text import scripted_text
 from asg_core.training.alarms import CollapseMonitor, understanding_metrics, update_metrics
 from asg_core.training.optimizer import RoleOptimizer
+from results import machine, write_section
+from sequential import SequentialQwen
 
 CONFIG = RunConfig.model_validate(
     {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
-from scripted import Scripted
 
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
@@ -26,6 +25,7 @@ from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
 from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
 from asg_core.training.optimizer import RoleOptimizer
+from scripted import Scripted
 
 Kind = Literal["understanding", "generation"]
 Reports = dict[Role, UpdateReport]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-# Test modules share code, and pytest's importlib mode puts no test folder on the path.
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
-from pretended_cuda import PretendedCuda, obstacle
+from devkit.pretended_cuda import PretendedCuda, obstacle
 
 
 @pytest.fixture(autouse=True)

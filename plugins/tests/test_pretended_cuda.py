@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pretended_cuda import PretendedCuda
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from devkit.pretended_cuda import PretendedCuda
 
 BF16 = torch.bfloat16
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_cuda import PretendedCuda
-from pretended_cuda.bars import complaints
-from pretended_cuda.workload import Workload
 from torch import Tensor
 
 from asg_core.backbones.interface import Role
 from asg_core.models.decoding import sampling
 from asg_core.training.optimizer import RoleOptimizer
+from devkit.pretended_cuda import PretendedCuda
+from devkit.pretended_cuda.bars import complaints
+from devkit.pretended_cuda.workload import Workload
 
 
 @pytest.fixture(scope="module", params=["vargpt"])

@@ -9,6 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -83,7 +84,7 @@ class Waits(TorchDispatchMode):
 
 def line() -> str:
     """The innermost line of the project that is running now."""
-    frames = (f for f in reversed(traceback.extract_stack()) if "testing/far" not in f.filename)
+    frames = (f for f in reversed(traceback.extract_stack()) if "/asg_core/testing/" not in f.filename)
     found = next(f for f in frames if "/asg_" in f.filename and "/tests/" not in f.filename)
     return f"{found.filename.rpartition('/asg_')[2]}:{found.lineno}"
 
@@ -112,66 +113,78 @@ def loaded(name: str, device: str) -> Backbone:
     return load_backbone(name, weights=weights, device=device, dtype="float32", options=options)
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By backbone and job, reads and writes by line."""
     with (
         mock.patch.object(devices, "_STAGING", frozenset({NAME})),
         fake_device() as device,
         Waits() as waits,
         mock.patch.object(FakeDeviceTensor, "tolist", lambda tensor: tensor.cpu().tolist()),
     ):
-        backbone = loaded(name, device)
-        shown = [picture(1), picture(2, 60, 88), picture(3)]
-        requests = [TextRequest(QUESTION_PROMPT, one, seed) for seed, one in enumerate([*shown, shown[0], None])]
-        found: dict[str, Any] = {}
+        return {name: _measured(loaded(name, device), waits) for name in names}
 
-        def answer() -> None:
-            found["samples"] = backbone.solve(requests, TextSampling(NEW_TOKENS))
 
-        def score() -> None:
-            scores = backbone.token_logits(found["samples"], Role.SOLVER, base=True)
-            torch.cat([one.logprobs for one in scores]).sum().backward()
+def _measured(backbone: Backbone, waits: Waits) -> dict[str, Any]:
+    shown = [picture(1), picture(2, 60, 88), picture(3)]
+    requests = [TextRequest(QUESTION_PROMPT, one, seed) for seed, one in enumerate([*shown, shown[0], None])]
+    found: dict[str, Any] = {}
 
-        prompts = [ImageRequest(text, seed) for seed, text in enumerate(["a kite", "a red and green kite", "a kite"])]
+    def answer() -> None:
+        found["samples"] = backbone.solve(requests, TextSampling(NEW_TOKENS))
 
-        def draw(profile: Any) -> Callable[[], None]:
-            def once() -> None:
-                found["drawn"] = backbone.generate(prompts, ImageSampling(profile))
+    def score() -> None:
+        scores = backbone.token_logits(found["samples"], Role.SOLVER, base=True)
+        torch.cat([one.logprobs for one in scores]).sum().backward()
 
-            return once
+    prompts = [ImageRequest(text, seed) for seed, text in enumerate(["a kite", "a red and green kite", "a kite"])]
 
-        def learn() -> None:
-            learned = backbone.generation_loss(found["drawn"], [0, 1, 2])
-            (learned.loss.sum() + learned.penalty.sum()).backward()
+    def draw(profile: Any) -> Callable[[], None]:
+        def once() -> None:
+            found["drawn"] = backbone.generate(prompts, ImageSampling(profile))
 
-        backbone.generate(prompts, ImageSampling("quality"))  # tables that are made once
-        backbone.embed([picture(9)])
-        jobs: Mapping[str, Callable[[], object]] = {
-            "solve": answer,
-            "score": score,
-            "short": draw("quality"),
-            "long": draw("rollout"),
-            "learn": learn,
-            "embed": lambda: backbone.embed([picture(7), picture(8, 60, 60), "a kite"]),
-        }
-        counted: dict[str, Any] = {job: waits.of(work) for job, work in jobs.items()}
-        counted["passes"] = max(len(sample.token_ids) for sample in found["samples"])
-        return counted
+        return once
+
+    def learn() -> None:
+        learned = backbone.generation_loss(found["drawn"], [0, 1, 2])
+        (learned.loss.sum() + learned.penalty.sum()).backward()
+
+    backbone.generate(prompts, ImageSampling("quality"))  # tables that are made once
+    backbone.embed([picture(9)])
+    jobs: Mapping[str, Callable[[], object]] = {
+        "solve": answer,
+        "score": score,
+        "short": draw("quality"),
+        "long": draw("rollout"),
+        "learn": learn,
+        "embed": lambda: backbone.embed([picture(7), picture(8, 60, 60), "a kite"]),
+    }
+    counted: dict[str, Any] = {job: waits.of(work) for job, work in jobs.items()}
+    counted["passes"] = max(len(sample.token_ids) for sample in found["samples"])
+    return counted
+
+
+NAMES = ("tiny", "tiny_flow", "bagel", "blip3o", "vargpt")
 
 
 @cache
-def counts(name: str) -> dict[str, Any]:
-    """By job, reads and writes by line."""
-    if not name.startswith("tiny"):
-        pytest.importorskip(f"asg_{name}", reason=f"asg-{name} is not installed")
-
+def measured() -> dict[str, dict[str, Any]]:
+    """:func:`measure` of every backbone that is installed."""
+    names = [name for name in NAMES if name.startswith("tiny") or find_spec(f"asg_{name}")]
     # not a fork of this process, whose autograd may know the pretended device and then refuses to run in forks
-    done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-BACKBONES = pytest.mark.parametrize("name", ["tiny", "tiny_flow", "bagel", "blip3o", "vargpt"])
+def counts(name: str) -> dict[str, Any]:
+    """By job, reads and writes by line."""
+    if name not in measured():
+        pytest.skip(f"asg-{name} is not installed")
+    return measured()[name]
+
+
+BACKBONES = pytest.mark.parametrize("name", NAMES)
 
 
 def total(reads: Mapping[str, int], *places: str) -> int:
@@ -219,4 +232,4 @@ def test_embedding_fetches_at_most_the_result(name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(measure(sys.argv[1])))
+    print(json.dumps(measure(sys.argv[1:])))

@@ -8,7 +8,7 @@ from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.models.causal import CausalBackbone
 from asg_core.testing.conformance.subject import picture
-from asg_core.testing.counting import CountedStep, excess, generation, understanding
+from asg_core.testing.step_costs import CountedStep, excess, generation, understanding
 from asg_core.training.profiler import Phase
 
 
@@ -64,7 +64,7 @@ class BackboneCosts:
         )
 
     def test_an_understanding_step_stays_below_its_bars(self) -> None:
-        """See :func:`asg_core.testing.counting.excess`; and each role learns in one optimizer step."""
+        """See :func:`asg_core.testing.step_costs.excess`; and each role learns in one optimizer step."""
         step = self.understood()
         assert excess(step, language=self.language, vision=self.vision) == []
         assert step.costs.backwards == step.costs.optimizer_steps == {Role.PROPOSER: 1, Role.SOLVER: 1}

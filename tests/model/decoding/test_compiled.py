@@ -163,16 +163,16 @@ def test_unused_places_are_masked(rig_llama, monkeypatch):
     rig = rig_llama
     requests = [TextRequest(text, None, seed) for seed, text in enumerate(["Why?", "Who is it?", "What is this?"])]
     compiled = CompiledDecode(rig.model, uncompiled)
-    seat = compiled.seat
+    fill = compiled.fill
 
     def cluttered(*arguments):
-        slots = seat(*arguments)
+        slots = fill(*arguments)
         for buffer in slots._states:
             buffer[:, :, int(slots._cursor) :] = 1e3
             buffer[len(requests) :] = 1e3
         return slots
 
-    monkeypatch.setattr(compiled, "seat", cluttered)
+    monkeypatch.setattr(compiled, "fill", cluttered)
     samples = sample_text(rig.model, requests, SAMPLED, compiled=compiled)
     assert_same(samples, sample_text(rig.model, requests, SAMPLED))
 

@@ -1,74 +1,19 @@
-"""Role adapters: switching is exact and free of side effects; files are PEFT's own."""
+"""Role adapters: switching is exact and free of side effects."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaModel
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.errors import PluginError, WeightsError
+from asg_core.errors import PluginError
 from asg_core.models.lora import RoleAdapters
 
-TEXT = ["q_proj", "v_proj", "down_proj"]
-IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
-
-
-def text_model(dtype: torch.dtype = torch.float32) -> LlamaModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
-        )
-        return LlamaModel(config).eval().to(dtype)
-
-
-class Painter(nn.Module):
-    """Stands for the drawing half of a backbone: other layer names, another module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            self.to_hidden, self.to_out = nn.Linear(4, 8), nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.to_out(torch.tanh(self.to_hidden(x)))
-
-
-def randomise(adapters: RoleAdapters, roles=Role) -> None:
-    stream = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for role in roles:
-            for weight in adapters.parameters(role).values():
-                weight.copy_(torch.randn(weight.shape, generator=stream) * 0.2)
-
-
-@pytest.fixture
-def duo():
-    """Text roles on a text model, the Generator on a painter."""
-    text, painter = text_model(), Painter()
-    targets = {
-        Role.PROPOSER: {"text": TEXT},
-        Role.SOLVER: {"text": TEXT},
-        Role.GENERATOR: {"painter": r"to_(hidden|out)"},
-    }
-    adapters = RoleAdapters({"text": text, "painter": painter}, targets, LoraSettings(rank=4, alpha=8), seed=1)
-    return text, painter, adapters
-
-
-def hidden(text, adapters, role):
-    with torch.no_grad(), adapters.use(role):
-        return text(IDS).last_hidden_state
+from .conftest import IDS, TEXT, Painter, hidden, randomise, text_model
 
 
 def test_every_adapter_starts_as_the_base_and_off_is_the_base_bit_for_bit(duo):
@@ -102,87 +47,6 @@ def test_switching_there_and_back_restores_outputs_bit_for_bit(duo):
     first = hidden(text, adapters, Role.PROPOSER)
     assert not torch.allclose(hidden(text, adapters, Role.SOLVER), first)
     assert torch.equal(hidden(text, adapters, Role.PROPOSER), first)
-
-
-def rows_side_by_side(dtype: torch.dtype):
-    """Per row: under its own role in a mixed batch, and in a batch of that role alone; of one layer, of the model."""
-    text = text_model(dtype)
-    targets = {role: {"text": TEXT if role is not Role.GENERATOR else ["q_proj"]} for role in Role}
-    adapters = RoleAdapters({"text": text}, targets, LoraSettings(rank=4, alpha=8))
-    randomise(adapters)
-    roles = [Role.PROPOSER, Role.PROPOSER, None, Role.SOLVER, Role.GENERATOR, Role.SOLVER]
-    rows = torch.randn(6, 50, 16, generator=torch.Generator().manual_seed(2)).to(dtype)
-    ids = torch.arange(6 * 5).view(6, 5) % 16
-    calls = [
-        lambda: text.layers[0].self_attn.q_proj(rows),
-        lambda: text.layers[0].self_attn.v_proj(rows),
-        lambda: text(ids).last_hidden_state,
-    ]
-    for call in calls:
-        with adapters.use_rows(roles):
-            mixed = call()
-        assert not mixed.requires_grad
-        with torch.no_grad():
-            alone = []
-            for i, role in enumerate(roles):
-                with adapters.use(role):
-                    alone.append(call()[i])
-        yield mixed, torch.stack(alone)
-
-
-def test_rows_side_by_side_are_the_rows_of_their_own_role():
-    for mixed, alone in rows_side_by_side(torch.float64):
-        torch.testing.assert_close(mixed, alone, rtol=0, atol=1e-12)
-
-
-def test_rows_side_by_side_are_rounded_like_the_rows_of_one_role():
-    """What the adapter adds is added in float32: rounded by itself first, every fourth number would be another."""
-    for mixed, alone in list(rows_side_by_side(torch.bfloat16))[:2]:
-        assert float((mixed != alone).double().mean()) < 0.01
-
-
-def test_rows_side_by_side_leave_nothing_behind(duo):
-    text, _, adapters = duo
-    randomise(adapters)
-    before = hidden(text, adapters, Role.SOLVER)
-    with adapters.use(Role.SOLVER):
-        with adapters.use_rows([Role.PROPOSER]):
-            mixed = text(IDS).last_hidden_state
-        torch.testing.assert_close(mixed, hidden(text, adapters, Role.PROPOSER), rtol=0, atol=1e-6)
-        assert torch.equal(text(IDS).last_hidden_state, before)
-    with pytest.raises(KeyError), adapters.use_rows([Role.PROPOSER]):
-        raise KeyError
-    assert adapters.active is None
-    assert torch.equal(hidden(text, adapters, Role.SOLVER), before)
-    assert torch.equal(hidden(text, adapters, None), text_model()(IDS).last_hidden_state)
-
-
-def test_rows_side_by_side_are_told_apart_without_lists_of_indices(duo):
-    """PEFT's way would send such a list to the device, twice for every adapter and layer."""
-    text, _, adapters = duo
-    seen = set()
-
-    class Noting(TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            seen.add(op.name())
-            return op(*args, **(kwargs or {}))
-
-    layer = text.layers[0].self_attn.q_proj
-    rows = torch.ones(4, 3, 16)
-    with adapters.use_rows([Role.PROPOSER, Role.SOLVER, None, Role.SOLVER]), Noting():
-        layer(rows)
-        layer(x=rows)  # by keyword, too
-    assert "aten::mm" in seen
-    assert not {name for name in seen if "index" in name or "lift" in name}
-
-
-def test_rows_without_a_role_each_are_refused(duo):
-    text, _, adapters = duo
-    with pytest.raises(PluginError, match="1 rows where 2 rows"), adapters.use_rows([Role.SOLVER, None]):
-        text(IDS)
-    few = RoleAdapters({"text": text_model()}, {Role.SOLVER: {"text": TEXT}}, LoraSettings(rank=4, alpha=8))
-    with pytest.raises(PluginError, match="no proposer adapter"), few.use_rows([Role.PROPOSER]):
-        pass
 
 
 def test_use_nests_and_restores_after_errors(duo):
@@ -315,100 +179,3 @@ def test_version_changes_when_weights_do_and_not_by_switching(duo, tmp_path: Pat
     adapters.save(Role.PROPOSER, tmp_path)
     adapters.load(Role.PROPOSER, tmp_path)
     assert [a == b for a, b in zip(stepped, versions(), strict=True)] == [True, False, True, True]
-
-
-def test_files_round_trip_and_load_with_peft_on_the_plain_model(duo, tmp_path: Path):
-    text, painter, adapters = duo
-    randomise(adapters)
-    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    for role, module, inputs in ((Role.SOLVER, text, IDS), (Role.GENERATOR, painter, x)):
-        folder = tmp_path / role.value
-        adapters.save(role, folder)
-        assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-        plain = text_model() if module is text else Painter()
-        loaded = PeftModel.from_pretrained(plain, folder).eval()
-        with torch.no_grad(), adapters.use(role):
-            ours, theirs = module(inputs), loaded(inputs)
-        if module is text:
-            ours, theirs = ours.last_hidden_state, theirs.last_hidden_state
-        assert torch.equal(ours, theirs)
-        names = get_peft_model_state_dict(loaded).keys()
-        assert set(load_file(folder / "adapter_model.safetensors")) == set(names)
-    written = json.loads((tmp_path / "solver" / "adapter_config.json").read_text())
-    assert written["target_modules"] == sorted(TEXT)  # sets would be written in another order by every process
-    saved = {name: weight.detach().clone() for name, weight in adapters.parameters(Role.SOLVER).items()}
-    other = {name: weight.detach().clone() for name, weight in adapters.parameters(Role.PROPOSER).items()}
-    first = {p.name: p.read_bytes() for p in (tmp_path / "solver").iterdir()}
-    with torch.no_grad():
-        for weight in adapters.parameters(Role.SOLVER).values():
-            weight.zero_()
-    adapters.load(Role.SOLVER, tmp_path / "solver")
-    assert all(torch.equal(weight, saved[name]) for name, weight in adapters.parameters(Role.SOLVER).items())
-    assert all(torch.equal(weight, other[name]) for name, weight in adapters.parameters(Role.PROPOSER).items())
-    adapters.save(Role.SOLVER, tmp_path / "again")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == first
-
-
-def test_a_role_on_several_modules_has_one_folder_for_each(tmp_path: Path):
-    text, painter = text_model(), Painter()
-    targets = {Role.GENERATOR: {"text": TEXT, "painter": ["to_out"]}}
-    adapters = RoleAdapters({"text": text, "painter": painter}, targets, LoraSettings(rank=2))
-    randomise(adapters, [Role.GENERATOR])
-    adapters.save(Role.GENERATOR, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["painter", "text"]
-    loaded = PeftModel.from_pretrained(Painter(), tmp_path / "painter").eval()
-    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), adapters.use(Role.GENERATOR):
-        assert torch.equal(painter(x), loaded(x))
-    again = RoleAdapters({"text": text_model(), "painter": Painter()}, targets, LoraSettings(rank=2), seed=9)
-    again.load(Role.GENERATOR, tmp_path)
-    for name, weight in adapters.parameters(Role.GENERATOR).items():
-        assert torch.equal(weight, again.parameters(Role.GENERATOR)[name])
-
-
-KEY = "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
-
-
-def spoil(folder: Path, how: str) -> None:
-    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    tensors = load_file(weights)
-    if how == "missing":
-        del tensors[KEY]
-    elif how == "extra":
-        tensors["base_model.model.layers.9.lora_A.weight"] = torch.zeros(1)
-    elif how == "misshapen":
-        tensors[KEY] = tensors[KEY][:2].contiguous()
-    elif how == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-        return
-    elif how == "no weights":
-        weights.unlink()
-        return
-    else:
-        content = json.loads(config.read_text())
-        config.write_text("{" if how == "broken config" else json.dumps(content | {"lora_alpha": 99}))
-        return
-    save_file(tensors, weights)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("missing", f"lacks tensor '{KEY}'"),
-        ("extra", "extra tensor 'base_model.model.layers.9.lora_A.weight'"),
-        ("misshapen", f"misshapen tensor '{KEY}'"),
-        ("truncated", "cannot read"),
-        ("no weights", "cannot read"),
-        ("broken config", "cannot read"),
-        ("alpha", "lora_alpha is 99"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused_and_change_nothing(duo, tmp_path: Path, how, message):
-    adapters = duo[2]
-    randomise(adapters)
-    adapters.save(Role.SOLVER, tmp_path)
-    before = {name: weight.detach().clone() for name, weight in adapters.parameters(Role.SOLVER).items()}
-    spoil(tmp_path, how)
-    with pytest.raises(WeightsError, match=message.replace("[", r"\[")):
-        adapters.load(Role.SOLVER, tmp_path)
-    assert all(torch.equal(weight, before[name]) for name, weight in adapters.parameters(Role.SOLVER).items())

@@ -55,9 +55,20 @@ def learner(backbone: Backbone, lr: float = 1e-3, floor: NoiseFloor | None = Non
     return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor)
 
 
+Drawn = Callable[[Backbone], list[GenerationItem]]
+
+
 @pytest.fixture
-def items(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> list[GenerationItem]:
-    found = generation_step(tiny, images, StepContext(config, 4))
+def drawn(recorded: Callable[..., list[GenerationItem]], images: list[PoolImage], config: RunConfig) -> Drawn:
+    """The generation step of a backbone as newly loaded."""
+    return lambda backbone: recorded(
+        type(backbone).__name__, lambda: generation_step(backbone, images, StepContext(config, 4))
+    )
+
+
+@pytest.fixture
+def items(tiny: Backbone, drawn: Drawn) -> list[GenerationItem]:
+    found = drawn(tiny)
     assert sum(bool(item.candidates) for item in found) >= 3
     return found
 
@@ -116,12 +127,12 @@ def test_flow_weights_are_the_softmax_of_the_rewards(
 def test_only_the_generator_moves(
     name: str,
     request: pytest.FixtureRequest,
-    images: list[PoolImage],
+    drawn: Drawn,
     config: RunConfig,
     watch: Callable[[Backbone], Any],
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, StepContext(config, 4))
+    found = drawn(backbone)
     watched = watch(backbone)
     report = update_generator(backbone, found, learner(backbone), StepContext(config, 4))
     assert report.step.applied
@@ -134,13 +145,13 @@ def test_only_the_generator_moves(
 def test_the_update_learns_from_the_candidates_and_never_sees_the_source_image(
     name: str,
     request: pytest.FixtureRequest,
-    images: list[PoolImage],
+    drawn: Drawn,
     config: RunConfig,
     watch: Callable[[Backbone], Any],
 ) -> None:
     """METHOD's last table, first row: the released code regresses on the real source image."""
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, StepContext(config, 4))
+    found = drawn(backbone)
     weights = []
     watched = watch(backbone)
     for colour in ("black", "white"):
@@ -157,12 +168,12 @@ def test_the_update_learns_from_the_candidates_and_never_sees_the_source_image(
 def test_equal_rewards_change_nothing_exactly(
     name: str,
     request: pytest.FixtureRequest,
-    images: list[PoolImage],
+    drawn: Drawn,
     config: RunConfig,
     watch: Callable[[Backbone], Any],
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
-    found = generation_step(backbone, images, StepContext(config, 4))
+    found = drawn(backbone)
     for item in found:
         for c in item.candidates:
             c.reward = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -37,8 +37,10 @@ def asked(items: list[UnderstandingItem]) -> list[Question]:
 
 
 @pytest.fixture
-def items(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> list[UnderstandingItem]:
-    return run(tiny, images, config)
+def items(
+    recorded: Callable[..., list[UnderstandingItem]], tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> list[UnderstandingItem]:
+    return recorded("understanding", lambda: run(tiny, images, config))
 
 
 def test_each_answer_is_sampled_under_its_own_framing_and_nothing_else_varies(items: list[UnderstandingItem]) -> None:

@@ -68,8 +68,11 @@ def inner(config: RunConfig, steps: int, micro_batch: int = 0) -> RunConfig:
 
 
 @pytest.fixture
-def groups(tiny: Backbone, images: list[PoolImage], config: RunConfig) -> dict[Role, Lists]:
-    items = understanding_step(tiny, images, StepContext(config, 1), RollingPercentile(), EmaBaseline())
+def groups(
+    recorded: Callable[..., Any], tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> dict[Role, Lists]:
+    ctx = StepContext(config, 1)
+    items = recorded("understanding", lambda: understanding_step(tiny, images, ctx, RollingPercentile(), EmaBaseline()))
     found = {Role.PROPOSER: proposer_groups(items).own, Role.SOLVER: solver_groups(items).own}
     assert all(any(a for _, a in group) for role in found for group in found[role][:1])
     return found

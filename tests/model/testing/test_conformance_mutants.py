@@ -11,10 +11,11 @@ import torch
 
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.testing import check_backbone
-from asg_core.testing.conformance import CHECKS, imports
+from asg_core.testing.conformance import imports
 from asg_core.tiny.backbone import TinyBackbone, TinyFlowBackbone
 from asg_core.tiny.vocabulary import Vocabulary
 from asg_core.tiny.weights import load_base, to_device
+from devkit.sizes import at_full_size
 
 from .mutants import MUTANTS
 
@@ -37,7 +38,10 @@ def test_a_broken_backbone_is_caught_by_the_check_that_names_its_defect(name: st
     assert [outcome.check.id for outcome in report.failures] == [check], report.outcomes
 
 
-@pytest.mark.parametrize("check", sorted({check for _, check in MUTANTS.values()}))
+SOUND = sorted({check for _, check in MUTANTS.values()})
+
+
+@pytest.mark.parametrize("check", at_full_size(["drawing.flow_records", "embed.sees", "text.seeds"], SOUND))
 def test_the_same_factory_without_a_defect_passes(check: str):
     sound = TinyFlowBackbone if check == "drawing.flow_records" else TinyBackbone
     assert check_backbone(_factory(sound), only=[check]).passed
@@ -65,9 +69,3 @@ def test_model_code_that_does_more_than_define_is_caught(line: str, tmp_path: Pa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(TinyBackbone, "__module__", "greedy_model")
     assert not check_backbone(_factory(TinyBackbone), only=["imports.side_effects"]).passed
-
-
-def test_most_checks_have_a_mutant():
-    named = {check for _, check in MUTANTS.values()} | {"imports.manifest", "imports.side_effects"}
-    assert len(named) >= 30
-    assert named <= set(CHECKS)

@@ -11,8 +11,8 @@ from PIL import Image
 from asg_core.backbones.interface import Role, TextSample
 from asg_core.config.schema import RunConfig
 from asg_core.method.records import UnderstandingItem
-from asg_core.testing.counting import BESIDE_TOKENS, CountedStep, excess, understanding
 from asg_core.testing.qwen import QwenBackbone, random_qwen
+from asg_core.testing.step_costs import BESIDE_TOKENS, CountedStep, excess, understanding
 
 LAYERS, VISION = "language_model.layers", "visual.blocks"
 ASKED, ANSWERED = 16, 6

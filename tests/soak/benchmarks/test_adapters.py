@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from adapters import MLP, SIZES, WIDTH, compared
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import gpu
-import gpu_report
 import pytest
 import torch
+
+import gpu
+import gpu_report
 from gpu_report import PACKAGES, header, markdown, write_json
 from gpu_rounds import rounds
 from gpu_rows import Deadline, Row, Section, against, check, run_section, run_sections, timed

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from gpu_models import pictures
-from one_by_one import OneByOne, separate
-from scripted import AGREEING, Scripted, endless
 
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
@@ -25,6 +22,9 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
+from gpu_models import pictures
+from one_by_one import OneByOne, separate
+from scripted import AGREEING, Scripted, endless
 
 SETTINGS = {
     "ask": {"max_new_tokens": 6, "spec_max_new_tokens": 8},

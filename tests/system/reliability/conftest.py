@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from asg_core.backbones.manifest import LoraSettings
 from asg_core.runs.folder import read_json_lines
 from asg_core.training.checkpoint import CheckpointManager
 from asg_core.training.optimizer import RoleOptimizer
+from devkit.lending import Library
 
 STATE: dict[str, Any] = {
     "betas": {"proposer": 0.01, "solver": 0.02},
@@ -234,6 +236,8 @@ def scripted() -> type[Scripted]:
 
 
 @pytest.fixture
-def tiny() -> Backbone:
-    """A fresh embedded backbone with adapters of rank 2."""
-    return load_backbone("tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=2, alpha=4.0))
+def tiny(library: Library) -> Iterator[Backbone]:
+    """The embedded backbone with adapters of rank 2, as newly loaded."""
+    load = partial(load_backbone, "tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=2, alpha=4.0))
+    with library.lend("tiny, rank 2", load) as backbone:
+        yield backbone

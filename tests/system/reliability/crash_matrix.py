@@ -317,7 +317,7 @@ def main(folder: Path, stride: int = 1, workers: int = 2) -> dict[str, Any]:
             reason = (own / "failure").read_text() if (own / "failure").exists() else f"status {status}"
             failures.append({"points": [labels[min(k, len(labels)) - 1] for k in fatal], "k": fatal, "why": reason})
         shutil.rmtree(own)
-    return {"labels": labels, "tried": tried, "failures": failures}
+    return {"labels": labels, "stride": stride, "tried": tried, "failures": failures}
 
 
 def make_images(folder: Path) -> None:

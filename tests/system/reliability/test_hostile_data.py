@@ -7,14 +7,13 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.backbones.interface import Role
@@ -31,14 +30,7 @@ from asg_core.runs.configuration import load_run_config
 from asg_core.training import checkpoint, checkpoint_files
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.state import TrainState
-
-
-def fuzz(examples: int) -> Callable[[Any], Any]:
-    """The same examples in every run."""
-    return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-
+from devkit.sizes import fuzz
 
 # -- configuration ----------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -19,13 +18,7 @@ import asg_core.data.image_file as image_files
 from asg_core.data.image_file import open_image, verify_image
 from asg_core.data.image_pool import ImagePool, scan_images
 from asg_core.errors import ImageError
-
-
-def fuzz(examples: int) -> Callable[[Any], Any]:
-    """The same examples in every run."""
-    return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+from devkit.sizes import fuzz
 
 
 def encoded() -> dict[str, bytes]:

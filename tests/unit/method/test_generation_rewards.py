@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.method.answers import same_answer, vote
@@ -18,6 +18,7 @@ from asg_core.method.rewards import (
     reference_label,
     spec_quality,
 )
+from devkit.sizes import fuzz
 
 UNIT = st.floats(0, 1)
 
@@ -119,7 +120,7 @@ def test_a_score_that_is_not_a_number_is_not_hidden(name: str) -> None:
     assert math.isnan(generation_reward(1.0, replace(PERFECT, **{name: math.nan})))
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(UNIT, UNIT, UNIT, UNIT, UNIT)
 def test_a_generation_reward_stays_within_the_quality(q: float, f: float, c: float, d: float, x: float) -> None:
     assert 0.0 <= generation_reward(q, CandidateScores(f, c, d, x)) <= q

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.method.advantages import EmaBaseline, leave_one_out, regression_weights, z_score
 from asg_core.method.losses import AdaptiveKl, clipped_policy_terms, k3
+from devkit.sizes import fuzz
 
 REWARDS = st.lists(st.floats(-1, 1), min_size=2, max_size=9)
 
@@ -54,14 +55,14 @@ def test_rewards_that_are_not_finite_are_refused(bad: float) -> None:
     assert baseline.value == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(REWARDS)
 def test_advantages_of_a_group_sum_to_zero(rewards: list[float]) -> None:
     assert math.fsum(z_score(rewards)) == pytest.approx(0.0, abs=1e-6)
     assert math.fsum(leave_one_out(rewards)) == pytest.approx(0.0, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(REWARDS, st.floats(-1, 1))
 def test_leave_one_out_ignores_a_constant(rewards: list[float], shift: float) -> None:
     moved = [reward + shift for reward in rewards]
@@ -179,7 +180,7 @@ def test_regression_weights_are_a_softmax() -> None:
     assert regression_weights([1.0, 0.0], 1e-6) == [1.0, 0.0]
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(REWARDS, st.floats(1e-3, 10))
 def test_regression_weights_are_a_distribution_or_nothing(rewards: list[float], tau: float) -> None:
     weights = regression_weights(rewards, tau)

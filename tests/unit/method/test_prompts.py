@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.method.prompts import (
@@ -18,6 +18,7 @@ from asg_core.method.prompts import (
     parse_question,
     parse_spec,
 )
+from devkit.sizes import fuzz
 
 
 def test_there_are_seven_framings_and_three_held_out() -> None:
@@ -95,7 +96,7 @@ def test_the_longest_question_is_the_callers_choice() -> None:
     assert isinstance(parse_question("Is the ball red?", max_words=3), GateFailure)
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(st.text(max_size=60) | st.text('Qq1. :?-"is it\n', max_size=60))
 def test_a_parsed_question_parses_to_itself(completion: str) -> None:
     question = parse_question(completion)
@@ -190,7 +191,7 @@ def test_what_is_no_spec_fails_the_gate(completion: str) -> None:
     assert isinstance(parse_spec(completion), GateFailure)
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz(150)
 @given(
     st.lists(
         st.sampled_from(["Prompt:", "Q:", "A:", "Q1.", "a ball", "is it red", "?", "\n", "question.", " "]), max_size=25

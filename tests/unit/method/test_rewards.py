@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.method.answers import Vote, vote
@@ -19,6 +19,7 @@ from asg_core.method.rewards import (
     solver_rewards,
     unsolvable,
 )
+from devkit.sizes import fuzz
 
 
 def votes(*sizes: int) -> Vote:
@@ -87,7 +88,7 @@ def test_a_percentile_out_of_range_is_refused(bad: float) -> None:
         proposer_reward(votes(4, 2, 1), bad)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=7), st.none() | st.floats(0, 1))
 def test_a_proposer_reward_never_leaves_zero_one(labels: list[str], percentile: float | None) -> None:
     assert 0.0 <= proposer_reward(vote(labels, 0), percentile).value <= 1.0
@@ -107,7 +108,7 @@ def test_information_by_hand() -> None:
     assert information(40.0, 1.0) == 1e-4
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=9), st.integers(0, 2**62))
 def test_only_the_majority_is_rewarded(labels: list[str], seed: int) -> None:
     result = vote(labels, seed)

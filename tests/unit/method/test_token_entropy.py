@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asg_core.backbones.interface import TextRequest, TextSample
 from asg_core.method.token_entropy import RollingPercentile, solver_token_entropy
 from asg_core.models.decoding import token_entropy
+from devkit.sizes import fuzz
 
 FINITE = st.floats(0.0, 12.0)
 
@@ -169,7 +170,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         RollingPercentile(window=3).restore([1.0] * 4)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(st.lists(FINITE, max_size=40), FINITE, FINITE)
 def test_percentiles_stay_in_range_and_in_order(values: list[float], a: float, b: float) -> None:
     window = filled(values)

@@ -21,10 +21,11 @@ from asg_core.testing.conformance import (  # noqa: F401 - importing a group reg
     state,
     text,
 )
-from asg_core.testing.conformance.check import CHECKS, Check, NotApplicable, Violation
+from asg_core.testing.conformance.check import CHECKS, Check
 from asg_core.testing.conformance.mixin import BackboneConformance
 from asg_core.testing.conformance.runner import Outcome, Report, check_backbone
 from asg_core.testing.conformance.subject import BackboneFactory
+from asg_core.testing.conformance.violations import NotApplicable, Violation
 
 __all__ = [
     "CHECKS",

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from asg_core.testing.conformance.subject import Subject
-
-Need = Literal["text", "drawing", "tokens", "flow", "embed", "float32"]
-"""What a check needs of a backbone: a capability, a kind of ``image_loss``, or a base in float32."""
-
-
-class Violation(Exception):
-    """A backbone broke the property that a check states; the message says how."""
-
-
-class NotApplicable(Exception):
-    """A check cannot be run on this backbone; the message says why."""
+from asg_core.testing.conformance.subject import Need, Subject
 
 
 @dataclass(frozen=True)
@@ -76,17 +61,3 @@ def check(
         return function
 
     return register
-
-
-def expect(condition: object, problem: str) -> None:
-    """Raise Violation with ``problem`` unless ``condition`` is true."""
-    if not condition:
-        raise Violation(problem)
-
-
-def origin(error: Exception) -> str:
-    """Where an exception came from: the innermost line that is neither the core's nor a library's, else the last."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "asg_core" not in Path(f.filename).parts]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"

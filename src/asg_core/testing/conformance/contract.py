@@ -9,7 +9,7 @@ import torch
 from asg_core.backbones.interface import ImageSampling, Role, TextSampling
 from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest
 from asg_core.errors import AsgError, CapabilityError
-from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,
     Subject,
@@ -18,6 +18,7 @@ from asg_core.testing.conformance.subject import (
     picture,
     wake,
 )
+from asg_core.testing.conformance.violations import NotApplicable, Violation, expect
 
 
 @check(

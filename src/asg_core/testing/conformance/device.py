@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from asg_core.backbones.interface import Backbone, ImageSampling, Role, TextSampling
-from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect, origin
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,
     PROMPTS,
@@ -19,6 +19,7 @@ from asg_core.testing.conformance.subject import (
     same_text,
     wake,
 )
+from asg_core.testing.conformance.violations import NotApplicable, Violation, expect, origin
 from asg_core.testing.fake_device import fake_device, in_subprocess, obstacle
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from asg_core.backbones.interface import ImageRequest, ImageSample, ImageSampling, Role
 from asg_core.errors import AsgError
-from asg_core.testing.conformance.check import NotApplicable, Violation, check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.scoring import check_gradients, check_slopes
 from asg_core.testing.conformance.subject import Subject, close, drawing_requests, tensors_of
+from asg_core.testing.conformance.violations import NotApplicable, Violation, expect
 
 
 @check(

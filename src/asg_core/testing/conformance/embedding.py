@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from PIL.Image import Image
 
-from asg_core.testing.conformance.check import check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import Subject, close, picture
+from asg_core.testing.conformance.violations import expect
 
 _TEXTS = ("a red circle left of a blue square", "a dog")
 

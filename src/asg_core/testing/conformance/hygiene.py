@@ -11,8 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from asg_core.backbones.interface import ImageSampling, Role, TextRequest, TextSampling
-from asg_core.testing.conformance.check import check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import NEW_TOKENS, PROMPTS, Subject, drawing_requests, picture
+from asg_core.testing.conformance.violations import expect
 
 
 @check(

@@ -16,8 +16,9 @@ from unittest import mock
 
 from asg_core.backbones.hookspecs import PROJECT
 from asg_core.backbones.registry import list_plugins
-from asg_core.testing.conformance.check import NotApplicable, check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import Subject
+from asg_core.testing.conformance.violations import NotApplicable, expect
 
 _HEAVY = ("torch", "transformers", "diffusers", "peft")
 _LISTING = "import json, sys, {module}; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asg_core.backbones.interface import Backbone, ImageSampling, Role, TextRequest, TextSample, TextSampling
-from asg_core.testing.conformance.check import check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import (
     NEW_TOKENS,
     PROMPTS,
@@ -20,6 +20,7 @@ from asg_core.testing.conformance.subject import (
     same_text,
     tensors_of,
 )
+from asg_core.testing.conformance.violations import expect
 
 
 @check(

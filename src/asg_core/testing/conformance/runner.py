@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from asg_core.errors import AsgError, ConfigError, did_you_mean
-from asg_core.testing.conformance.check import CHECKS, Check, NotApplicable, Violation, origin
+from asg_core.testing.conformance.check import CHECKS, Check
 from asg_core.testing.conformance.subject import BackboneFactory, Subject
+from asg_core.testing.conformance.violations import NotApplicable, Violation, origin
 
 Profile = Literal["quick", "full"]
 

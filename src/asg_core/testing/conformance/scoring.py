@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from asg_core.backbones.interface import Role, TextSample
-from asg_core.testing.conformance.check import check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import Subject, close, mixed_requests
+from asg_core.testing.conformance.violations import expect
 
 SLOPE_ERROR = 0.01
 """Largest relative error of a gradient against finite differences in float32."""

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asg_core.errors import WeightsError
-from asg_core.testing.conformance.check import Violation, check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.roles import outputs
 from asg_core.testing.conformance.subject import Subject
+from asg_core.testing.conformance.violations import Violation, expect
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

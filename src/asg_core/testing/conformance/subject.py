@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from asg_core.backbones.interface import (
 )
 from asg_core.backbones.manifest import Capabilities
 from asg_core.config.seeding import derive_seed
-from asg_core.testing.conformance.check import Need, Violation
+from asg_core.testing.conformance.violations import Violation
+
+Need = Literal["text", "drawing", "tokens", "flow", "embed", "float32"]
+"""What a check needs of a backbone: a capability, a kind of ``image_loss``, or a base in float32."""
 
 _TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 PROMPTS = ("What is in the picture?", "Name one thing on the left, and say which colour it has.")

@@ -10,8 +10,9 @@ from PIL import Image
 
 from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.errors import AsgError
-from asg_core.testing.conformance.check import check, expect
+from asg_core.testing.conformance.check import check
 from asg_core.testing.conformance.subject import NEW_TOKENS, PROMPTS, Subject, mixed_requests, picture, same_text
+from asg_core.testing.conformance.violations import expect
 
 
 @check(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from pretended_cuda.card import PretendedCuda
+    from devkit.pretended_cuda.card import PretendedCuda
 
 aten = torch.ops.aten
 _HALF = (torch.bfloat16, torch.float16)

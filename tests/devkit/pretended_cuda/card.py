@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pretended_cuda.attention import attention
-from pretended_cuda.counts import Counts, line
-from pretended_cuda.guard import guarded
-from pretended_cuda.host import HANDLERS
-from pretended_cuda.memory import Memory
-from pretended_cuda.outcomes import Outcome, Output, outcome_of, size_of
-from pretended_cuda.refusals import refusal
-from pretended_cuda.tensor import PretendedTensor, may_be_known, signature_of
-from pretended_cuda.torch_cuda import torch_cuda
+from devkit.pretended_cuda.attention import attention
+from devkit.pretended_cuda.counts import Counts, line
+from devkit.pretended_cuda.guard import guarded
+from devkit.pretended_cuda.host import HANDLERS
+from devkit.pretended_cuda.memory import Memory
+from devkit.pretended_cuda.outcomes import Outcome, Output, outcome_of, size_of
+from devkit.pretended_cuda.refusals import refusal
+from devkit.pretended_cuda.tensor import PretendedTensor, may_be_known, signature_of
+from devkit.pretended_cuda.torch_cuda import torch_cuda
 
 H100_BYTES = 81559 * 2**20
 

@@ -1,6 +1,6 @@
 """A CUDA device for machines that have none: it counts what the real code would do on one, and computes nothing.
 
-from pretended_cuda import PretendedCuda
+from devkit.pretended_cuda import PretendedCuda
 
 with PretendedCuda() as card:
     built = build("bagel", "full", "cuda", "bfloat16")
@@ -14,6 +14,6 @@ finds is *where* things are, what a kernel takes, what waits, and how much there
 and how fast they are, it cannot find.
 """
 
-from pretended_cuda.card import PretendedCuda as PretendedCuda
-from pretended_cuda.counts import Counts as Counts
-from pretended_cuda.guard import obstacle as obstacle
+from devkit.pretended_cuda.card import PretendedCuda as PretendedCuda
+from devkit.pretended_cuda.counts import Counts as Counts
+from devkit.pretended_cuda.guard import obstacle as obstacle

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from pretended_cuda.refusals import refusal
-from pretended_cuda.tensor import PretendedTensor, signature_of
+from devkit.pretended_cuda.refusals import refusal
+from devkit.pretended_cuda.tensor import PretendedTensor, signature_of
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ class Output:
     """One tensor of the result.
 
     Attributes:
-        signature: see :class:`~pretended_cuda.tensor.PretendedTensor`.
+        signature: see :class:`~devkit.pretended_cuda.tensor.PretendedTensor`.
         size: bytes of its storage if that is new.
         source: place among the tensors given of the one whose storage it shares; None: of none.
         same: it is that tensor, changed in place.

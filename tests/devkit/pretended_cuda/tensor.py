@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from asg_core.testing.device_tensor import DeviceTensor
-from pretended_cuda.memory import Block
+from devkit.pretended_cuda.memory import Block
 
 if TYPE_CHECKING:
-    from pretended_cuda.card import PretendedCuda
+    from devkit.pretended_cuda.card import PretendedCuda
 
 DEVICE = torch.device("cuda", 0)
 KNOWN = 1 << 16

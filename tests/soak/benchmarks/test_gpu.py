@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+import gpu
+import gpu_precision
+
 PLUGINS = pytest.mark.parametrize("plugin", ["bagel", "blip3o", "vargpt"])
 SECTIONS = {
     "precision": 4,
@@ -39,9 +40,6 @@ SECTIONS = {
 def run(plugin: str, *words: str, out: Path) -> tuple[int, dict[str, object], list[dict[str, object]]]:
     """Exit code, header, rows."""
     pytest.importorskip(f"asg_{plugin}", reason=f"asg-{plugin} is not installed")
-    sys.path.append(str(BENCHMARKS))
-    import gpu
-
     code = gpu.main([plugin, "--json", str(out), *words])
     data = json.loads(out.read_text(encoding="utf-8"))
     return code, data, data["backbones"][plugin]
@@ -87,9 +85,6 @@ def test_only_what_is_asked_for_runs(plugin: str, tmp_path: Path) -> None:
 @PLUGINS
 def test_a_wrong_model_fails_the_precision_check(plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of the two models that differ are found, whatever follows still runs, and the exit code says so."""
-    sys.path.append(str(BENCHMARKS))
-    import gpu_precision
-
     monkeypatch.setattr(gpu_precision, "_copy_weights", lambda source, target: _shake(target))
     words = ("--device", "cpu", "--tiny", "--only", "precision,prefill")
     code, _, rows = run(plugin, *words, out=tmp_path / "out.json")

@@ -12,10 +12,6 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from gpu_bench import SHARE
-from gpu_models import Built, Scale, build, pictures
-from scripted import endless
-from scripted_step import Kind, Lengths, require_updates, scripted_step, step_config
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asg_core.backbones.interface import (
@@ -30,8 +26,12 @@ from asg_core.backbones.interface import (
 from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.planning import generation_phases, understanding_phases
 from asg_core.training.optimizer import RoleOptimizer
-from pretended_cuda.card import PretendedCuda
-from pretended_cuda.counts import Counts
+from devkit.pretended_cuda.card import PretendedCuda
+from devkit.pretended_cuda.counts import Counts
+from gpu_bench import SHARE
+from gpu_models import Built, Scale, build, pictures
+from scripted import endless
+from scripted_step import Kind, Lengths, require_updates, scripted_step, step_config
 
 ROWS = 8
 """Samples that are decoded together."""

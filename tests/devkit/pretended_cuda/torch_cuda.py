@@ -13,10 +13,10 @@ import torch
 import torch._dynamo  # lists the functions of torch.cuda when it is first imported, and must find its own
 from torch import Tensor
 
-from pretended_cuda.tensor import PretendedTensor
+from devkit.pretended_cuda.tensor import PretendedTensor
 
 if TYPE_CHECKING:
-    from pretended_cuda.card import PretendedCuda
+    from devkit.pretended_cuda.card import PretendedCuda
 
 NAME, CAPABILITY = "NVIDIA H100 80GB HBM3", (9, 0)
 

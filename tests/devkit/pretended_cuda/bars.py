@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pretended_cuda.workload import Section
+from devkit.pretended_cuda.workload import Section
 
 SYNCS_PER = {"pass": 1, "step": 0, "scale": 1}
 """Host synchronisations per repetition of a loop: the ids of a decoding pass, the bits of a scale."""

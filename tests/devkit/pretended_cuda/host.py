@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pretended_cuda.counts import line
-from pretended_cuda.tensor import PretendedTensor, content_of
+from devkit.pretended_cuda.counts import line
+from devkit.pretended_cuda.tensor import PretendedTensor, content_of
 
 if TYPE_CHECKING:
-    from pretended_cuda.card import PretendedCuda
+    from devkit.pretended_cuda.card import PretendedCuda
 
 aten = torch.ops.aten
 

@@ -1,6 +1,7 @@
-"""All sections at released depth, into a JSON file that is written after each: ``python -m pretended_cuda.soak FILE``.
+"""All sections at released depth, into a JSON file that is written after each.
 
-What the file holds already is not done again. Exits with 1 if a section misses a bar.
+``python -m devkit.pretended_cuda.soak FILE``, with tests/ and benchmarks/ on PYTHONPATH. What the file holds already is
+not done again. Exits with 1 if a section misses a bar.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import NAMES
 
 from asg_core.runs.folder import write_json
-from pretended_cuda.bars import complaints
-from pretended_cuda.card import PretendedCuda
-from pretended_cuda.workload import SECTIONS, Section, Workload
+from devkit.pretended_cuda.bars import complaints
+from devkit.pretended_cuda.card import PretendedCuda
+from devkit.pretended_cuda.workload import SECTIONS, Section, Workload
+from gpu_models import NAMES
 
 
 def main(words: list[str] | None = None) -> int:
     """Run what is missing; exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretended_cuda.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m devkit.pretended_cuda.soak", description=__doc__)
     parser.add_argument("file", type=Path, help="JSON of earlier sections, to be completed")
     parser.add_argument("--backbones", nargs="+", choices=NAMES, default=NAMES, help="by default all")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="by default all")
