@@ -65,7 +65,6 @@ m = _of("method/token_entropy.py", "unit/method/test_token_entropy.py")
 m("position < end and position + len(piece) > start", "position < end", "tags before the answer count as uncertainty")
 m("chosen = chosen[:tokens]", "chosen = chosen[-tokens:]", "the last tokens of an answer are measured")
 m("(below + 0.5 * equal)", "(below + equal)", "a value among equal ones is at the 100th percentile")
-m("torch.softmax(logits.float(), dim=-1)", "torch.softmax(logits, dim=-1)", "entropies are rounded to 16 bits")
 m("return max(chosen) if reduce ==", "return min(chosen) if reduce ==", "the surest token tells the uncertainty")
 
 m = _of("method/similarity.py", "unit/method/test_similarity.py")
@@ -83,21 +82,23 @@ m("and ste_percentile < 0.5 and", "and", "hard questions that all answer alike a
 m("min_agreement <= vote.majority_share < 1.0", "min_agreement <= vote.majority_share <= 1.0", "unanimous votes train")
 m("(info if label == vote.majority else -0.25 * info)", "info", "disagreeing with the majority is rewarded")
 
-m = _of("method/generation_rewards.py", "unit/method/test_generation_rewards.py")
+m = _of("method/rewards.py", "unit/method/test_generation_rewards.py")
 m("vote.majority_share >= 2 / 3", "vote.majority_share > 2 / 3", "two of three answers give no reference")
 m("for name, weight in weights.items()) / whole", "for name, weight in weights.items())", "no drawing earns 1")
 m("- 0.2 * only_yes_no", "- 0.0 * only_yes_no", "specs of yes/no questions cost nothing")
 m("else 0.20 * scores.contradiction", "else -0.20 * scores.contradiction", "contradictions are rewarded")
 
-m = _of("method/policy.py", "unit/method/test_policy.py")
+m = _of("method/advantages.py", "unit/method/test_policy.py")
 m("[(reward - mean) * n / (n - 1) for", "[(reward - mean) for", "an answer is compared with itself too")
+m("self.momentum * self.value + (1 - self.momentum) *", "(1 - self.momentum) * self.value + self.momentum *",
+  "the baseline forgets at another rate")  # fmt: skip
+m("math.exp((reward - best) / tau)", "math.exp((reward - best) * tau)", "a small temperature flattens the weights")
+
+m = _of("method/losses.py", "unit/method/test_policy.py")
 m("return -torch.minimum(", "return -torch.maximum(", "the clip bounds nothing")
 m("torch.exp(logprobs - old.detach())", "torch.exp(old.detach() - logprobs)", "rewarded answers become less likely")
 m("torch.expm1(difference) - difference", "-difference", "the KL estimate can be negative")
-m("self.momentum * self.value + (1 - self.momentum) *", "(1 - self.momentum) * self.value + self.momentum *",
-  "the baseline forgets at another rate")  # fmt: skip
 m("(mean_kl - self.target) / self.target", "(self.target - mean_kl) / self.target", "more KL lowers its weight")
-m("math.exp((reward - best) / tau)", "math.exp((reward - best) * tau)", "a small temperature flattens the weights")
 
 m = _of("method/replay.py", "model/steps/test_replay.py", "model/steps/test_update.py")
 m("min(max(self.nats or 0.0, LEAST_NOISE[dtype]), MOST_NOISE)", "max(self.nats or 0.0, LEAST_NOISE[dtype])",
@@ -111,7 +112,8 @@ m("token_entropy(logits)]), ~finite", "token_entropy(policy)]), ~finite", "uncer
 m("== each[owner].max_new_tokens", "== length", "requests share the longest length limit")
 m("measures.append(measured)", "measures.append(measured.abs())", "log-probs are positive")
 
-m = _of("models/decoding/logits.py", "model/decoding/test_sampling.py")
+m = _of("models/decoding/logits.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
+m("torch.softmax(logits.float(), dim=-1)", "torch.softmax(logits, dim=-1)", "entropies are rounded to 16 bits")
 m("logits.index_fill(-1, suppressed, -torch.inf) / temp", "logits / temp", "image codes are sampled as text")
 
 m = _of("models/decoding/scoring.py", "model/decoding/test_scoring.py", "model/decoding/test_scoring_gradients.py")
@@ -193,12 +195,14 @@ m("np.random.set_state((name,", "(lambda *_: None)((name,", "a plugin's draws di
 
 m = _of("training/checkpoint.py", "model/training/test_checkpoint.py")
 m("if good >= KEEP:", "if good >= 1:", "only one good checkpoint is kept")
+m("optimizer.restore(moments)", "moments.clear()", "a resumed run starts with empty moments")
+m("if value.shape != expected or", "if", "moments of another model are restored")
+
+m = _of("training/checkpoint_files.py", "model/training/test_checkpoint.py")
 m("if not fits:", "if False:", "a damaged file is resumed from")
 m('found - hashes.keys() - {"manifest.json"}', "set()", "files that nobody wrote are taken for part of a checkpoint")
 m("if path.is_symlink() or not (path", "if not (path", "a link out of the folder is followed")
 m("path.name), reverse=True)", "path.name), reverse=False)", "a run resumes from its oldest checkpoint")
-m("optimizer.restore(moments)", "moments.clear()", "a resumed run starts with empty moments")
-m("if value.shape != expected or", "if", "moments of another model are restored")
 
 m = _of("config/seeding.py", "unit/config/test_seeding.py")
 m('f"{type(p).__name__}:{p}"', 'f"{p}"', 'the seeds of 1 and of "1" are equal')

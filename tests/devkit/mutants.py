@@ -62,7 +62,6 @@ def failure(mutant: Mutant, tests: Sequence[str]) -> str:
             "-x",
             "-p",
             "no:cacheprovider",
-            *(str(TESTS / t) for t in tests),
         ]
         try:
             ended = subprocess.run(

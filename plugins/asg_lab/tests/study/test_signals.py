@@ -185,16 +185,16 @@ def test_a_question_is_answered_alike_whatever_else_is_in_its_batch(
     tiny: Backbone, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
     questions = TinyTruth(0).questions(10)
-    rows = solving.solve_questions(tiny, None, "base", questions, config)
+    rows = solving.solve_held_out(tiny, None, "base", questions, config)
     monkeypatch.setattr(solving, "_BATCH", 3)
-    again = solving.solve_questions(tiny, None, "base", questions, config)
+    again = solving.solve_held_out(tiny, None, "base", questions, config)
     assert [(r.f, r.h_sc, r.right) for r in again] == [(r.f, r.h_sc, r.right) for r in rows]
     assert [r.ste for r in again] == pytest.approx([r.ste for r in rows], abs=1e-5)
     assert {round(7 * r.f) for r in rows} <= set(range(1, 8))
     assert all((r.h_sc == 0.0) == (r.f == 1.0) for r in rows)
     # Whether a majority is right depends on the true answer and on nothing else of the question.
     lies = [replace(q, answer="purple cat") for q in questions]
-    assert not any(r.right for r in solving.solve_questions(tiny, None, "base", lies, config))
+    assert not any(r.right for r in solving.solve_held_out(tiny, None, "base", lies, config))
 
 
 def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
@@ -231,7 +231,7 @@ def test_a_study_measures_base_and_evolved_and_leaves_out_what_was_not_run(
     assert "full, in training" in (study / "signals.md").read_text()
     # The rows alone, without runs and models, make the same page and tables; those of other seeds are left alone.
     shutil.copy(study / "signals_rows.json", tmp_path)
-    monkeypatch.delattr("asg_lab.study.signals.solve_questions")
+    monkeypatch.delattr("asg_lab.study.signals.solve_held_out")
     command = ["study", str(suite), "--arms", "full", "--out", str(tmp_path), "--no-run"]
     assert main(command) == 0
     for name in ("signals.html", "signals.json", "signals.md", "signals_rows.json"):

@@ -16,7 +16,7 @@ from asg_core.evaluation.truth import KnownWorld
 from asg_lab.study.runner import is_finished, run_folder_of
 from asg_lab.study.signals.page import Measured, stored_rows, write_signals
 from asg_lab.study.signals.rows import BASE
-from asg_lab.study.signals.solving import solve_questions
+from asg_lab.study.signals.solving import solve_held_out
 from asg_lab.study.signals.training import read_training
 from asg_lab.study.suite import Suite
 
@@ -58,14 +58,14 @@ class SignalsMeasure:
         suite = self._suite
         config = suite.run_config(suite.reference, seed)
         questions = _world_class(config)(seed).questions(QUESTIONS)
-        to.solved.extend(solve_questions(_loaded(config), None, BASE, questions, config))
+        to.solved.extend(solve_held_out(_loaded(config), None, BASE, questions, config))
         for arm in suite.arms:
             run, config = run_folder_of(out, arm, seed), suite.run_config(arm, seed)
             if not is_finished(run):
                 continue
             backbone = _loaded(config)
             backbone.load_role(Role.SOLVER, run / "adapters" / Role.SOLVER.value)
-            to.solved.extend(solve_questions(backbone, Role.SOLVER, arm, questions, config))
+            to.solved.extend(solve_held_out(backbone, Role.SOLVER, arm, questions, config))
             asked, referenced, drawn = read_training(run, arm, seed, _world_class(config)(seed))
             to.asked.extend(asked)
             to.referenced.extend(referenced)

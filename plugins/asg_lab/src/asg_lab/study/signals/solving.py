@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
+from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.config.seeding import derive_seed
 from asg_core.evaluation.truth import KnownQuestion
-from asg_core.method.answers import canonical_label, same_answer, vote
-from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-from asg_core.method.token_entropy import solver_token_entropy
+from asg_core.method.answers import same_answer
+from asg_core.method.understanding import solve_questions
 from asg_lab.study.signals.rows import Solved
 
 _BATCH = 35
 
 
-def solve_questions(
+def solve_held_out(
     backbone: Backbone, role: Role | None, model: str, questions: Sequence[KnownQuestion], config: RunConfig
 ) -> list[Solved]:
     """Answer every question under the run's framings, sampled, and once greedily under the canonical one.
@@ -28,34 +27,28 @@ def solve_questions(
         questions: held out, with their true answers.
         config: of the run: framings, temperature, token limit, STE reduction (max where the run had STE off), seed.
     """
-    framings = FRAMINGS[: config.solve.framings]
-    sampled = TextSampling(config.solve.max_new_tokens, config.solve.temperature)
-    greedy = TextSampling(config.solve.max_new_tokens, 0.0)
-    reduce = "max" if config.ste.reduce == "off" else config.ste.reduce
+    if config.ste.reduce == "off":
+        config = config.model_copy(update={"ste": config.ste.model_copy(update={"reduce": "max"})})
+
+    def seed(purpose: int | str, *path: int | str) -> int:
+        return derive_seed(config.seed, "signals", *(() if purpose == "solve" else (purpose,)), *path)
+
     rows = []
     for start in range(0, len(questions), _BATCH):
         batch = questions[start : start + _BATCH]
-        requests = [
-            TextRequest(frame(q.question, framing), q.image, derive_seed(config.seed, "signals", start + i, j))
-            for i, q in enumerate(batch)
-            for j, framing in enumerate(framings)
-        ]
-        canonical = [TextRequest(frame(q.question, CANONICAL_FRAMING), q.image, 0) for q in batch]
-        each = [*[sampled] * len(requests), *[greedy] * len(canonical)]
-        answers = iter(backbone.solve([*requests, *canonical], each, role=role))
-        votes = [[canonical_label(next(answers).text, q.question) for _ in framings] for q in batch]
-        for i, (q, labels, sample) in enumerate(zip(batch, votes, answers, strict=True)):
-            tally = vote(labels, derive_seed(config.seed, "signals", "vote", start + i))
+        asked = [(q.image, q.question) for q in batch]
+        for q, found in zip(batch, solve_questions(backbone, asked, config, seed, first=start, role=role), strict=True):
+            right = same_answer(found.vote.majority, q.answer, q.question)
             rows.append(
                 Solved(
                     model,
                     config.seed,
                     q.category,
                     q.question,
-                    solver_token_entropy(sample, config.ste.tokens, reduce),
-                    tally.entropy,
-                    tally.majority_share,
-                    same_answer(tally.majority, q.answer, q.question),
+                    found.ste,
+                    found.vote.entropy,
+                    found.vote.majority_share,
+                    right,
                 )
             )
     return rows
