@@ -30,8 +30,8 @@ def solve_held_out(
     if config.ste.reduce == "off":
         config = config.model_copy(update={"ste": config.ste.model_copy(update={"reduce": "max"})})
 
-    def seed(purpose: int | str, *path: int | str) -> int:
-        return derive_seed(config.seed, "signals", *(() if purpose == "solve" else (purpose,)), *path)
+    def seed(*path: int | str) -> int:
+        return derive_seed(config.seed, "signals", *(path[1:] if path[0] == "solve" else path))
 
     rows = []
     for start in range(0, len(questions), _BATCH):
