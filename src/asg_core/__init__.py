@@ -15,9 +15,16 @@ _LAZY = {
     "Backbone": "asg_core.backbones.interface",
     "BackboneManifest": "asg_core.backbones.manifest",
     "Capabilities": "asg_core.backbones.manifest",
+    "CausalBackbone": "asg_core.models.causal",
+    "ImageRequest": "asg_core.backbones.interface",
+    "ImageSampling": "asg_core.backbones.interface",
+    "Role": "asg_core.backbones.interface",
     "RunConfig": "asg_core.config.schema",
+    "TextRequest": "asg_core.backbones.interface",
+    "TextSampling": "asg_core.backbones.interface",
     "Trainer": "asg_core.training.trainer",
     "hookimpl": "asg_core.backbones.hookspecs",
+    "list_backbones": "asg_core.backbones.registry",
     "load_backbone": "asg_core.backbones.registry",
 }
 __all__ = [
@@ -25,19 +32,27 @@ __all__ = [
     "Backbone",
     "BackboneManifest",
     "Capabilities",
+    "CausalBackbone",
+    "ImageRequest",
+    "ImageSampling",
+    "Role",
     "RunConfig",
+    "TextRequest",
+    "TextSampling",
     "Trainer",
     "hookimpl",
+    "list_backbones",
     "load_backbone",
 ]
 
 if TYPE_CHECKING:
     from asg_core.backbones.hookspecs import hookimpl
-    from asg_core.backbones.interface import Backbone
+    from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
     from asg_core.backbones.manifest import BackboneManifest, Capabilities
-    from asg_core.backbones.registry import load_backbone
+    from asg_core.backbones.registry import list_backbones, load_backbone
     from asg_core.config.schema import RunConfig
     from asg_core.errors import AsgError
+    from asg_core.models.causal import CausalBackbone
     from asg_core.training.trainer import Trainer
 
 

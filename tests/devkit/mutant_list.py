@@ -109,7 +109,7 @@ m = _of("models/decoding/sampling.py", "model/decoding/test_sampling.py")
 m("[request.seed for request in requests]", "[requests[0].seed for request in requests]", "all answers are the same")
 m("owners = [owners[row] for row in going]", "owners = going", "tokens go to the wrong answer once some have ended")
 m("token_entropy(logits)]), ~finite", "token_entropy(policy)]), ~finite", "uncertainty depends on the temperature")
-m("== each[owner].max_new_tokens", "== length", "requests share the longest length limit")
+m("each[owner].max_new_tokens, model.stop", "length, model.stop", "requests share the longest length limit")
 m("measures.append(measured)", "measures.append(measured.abs())", "log-probs are positive")
 
 m = _of("models/decoding/logits.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")

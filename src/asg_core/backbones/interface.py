@@ -253,10 +253,7 @@ class Backbone(ABC):
         """(n, d) float32 unit vectors from the *base* model, one space for images and texts. No gradient."""
 
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:  # noqa: B027 -- optional
-        """Read ``images`` ahead of the next calls under each of ``roles``, all at once, if prefixes are kept.
-
-        It changes no result. By default nothing happens, and each call reads what it needs.
-        """
+        """Read ``images`` ahead of the next calls under each of ``roles``; changes no result, by default nothing."""
 
     def release_memory(self) -> None:  # noqa: B027 -- optional
         """Free what is kept only to save time. Called after memory ran out; by default nothing is kept."""

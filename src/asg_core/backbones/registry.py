@@ -74,6 +74,11 @@ def list_plugins() -> list[PluginRecord]:
     return records
 
 
+def list_backbones() -> list[str]:
+    """Return the names of all backbones that can be loaded, in the order of :func:`list_plugins`."""
+    return [manifest.name for record in list_plugins() for manifest in record.backbones]
+
+
 def find_manifest(name: str) -> BackboneManifest:
     """The manifest of an installed backbone.
 
@@ -137,7 +142,6 @@ def load_backbone(
         WeightsError: weights missing. CapabilityError: checkpointing asked of a backbone without it.
     """
     from asg_core.backbones.devices import resolve_device, resolve_dtype
-    from asg_core.backbones.interface import Backbone
 
     manifest = find_manifest(name)
     folder = check_weights(manifest, weights)
@@ -157,16 +161,23 @@ def load_backbone(
         options=validate_options(manifest, options or {}),
         seed=seed,
     )
+    return _made(manifest, request)
+
+
+def _made(manifest: BackboneManifest, request: LoadRequest) -> Backbone:
+    from asg_core.backbones.interface import Backbone
+
     factory = resolve(manifest.factory)
     try:
         backbone = factory(request)
     except AsgError:
         raise
     except Exception as error:  # plugin code: whatever it raises becomes one typed error
-        raise PluginError(f"backbone {name!r} could not be loaded", _one_line(error), _import_remedy(error)) from error
+        what = f"backbone {manifest.name!r} could not be loaded"
+        raise PluginError(what, _one_line(error), _import_remedy(error)) from error
     if not isinstance(backbone, Backbone):
         raise PluginError(
-            f"backbone {name!r} is not a Backbone",
+            f"backbone {manifest.name!r} is not a Backbone",
             f"{manifest.factory} returned {type(backbone).__name__}",
             "report this to the plugin's author",
         )

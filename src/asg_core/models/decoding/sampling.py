@@ -6,7 +6,7 @@ from a generator seeded with the request's seed, turned into tokens by the inver
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -34,6 +34,13 @@ class _Completion:
     token_ids: list[int] = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
+
+    def take(self, token: int, limit: int, stops: Collection[int], broken: bool) -> None:
+        """Append a token, unless the completion has ended."""
+        if not self.ended:
+            self.token_ids.append(token)
+            self.stopped = token in stops
+            self.ended = self.stopped or broken or len(self.token_ids) == limit
 
 
 @torch.no_grad()
@@ -79,12 +86,7 @@ def sample_text(
         measures.append(measured)
         places.extend(owners)
         for owner, token, is_broken in zip(owners, *torch.stack([ids, broken.long()]).tolist(), strict=True):
-            completion = completions[owner]
-            if not completion.ended:
-                completion.token_ids.append(token)
-                completion.stopped = token in model.stop_token_ids
-                full = len(completion.token_ids) == each[owner].max_new_tokens
-                completion.ended = completion.stopped or full or bool(is_broken)
+            completions[owner].take(token, each[owner].max_new_tokens, model.stop_token_ids, bool(is_broken))
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
         if not going:
             break

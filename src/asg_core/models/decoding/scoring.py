@@ -81,27 +81,9 @@ def token_logits(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     temperature = tensor_on(device, [sample.temperature for sample in samples], wide)
     temperature = temperature.repeat_interleave(tensor_on(device, lengths), output_size=len(ids))[:, None]
-
-    suppressed = suppressed_ids(model, device)
-
-    def score(rows: Tensor, base_rows: Tensor | None, row_ids: Tensor, row_temperature: Tensor) -> Scores:
-        # Entered here and not around the loop, because a checkpoint runs this again in the backward pass.
-        with adapters.use(role):
-            raw = raw_logits(model, rows)
-        policy = policy_logprobs(raw, row_temperature, suppressed)
-        logprobs = policy.gather(-1, row_ids[:, None])[:, 0]
-        base_logprobs = kl = None
-        if base_rows is not None:
-            with torch.no_grad(), adapters.use(None):
-                reference = policy_logprobs(raw_logits(model, base_rows), row_temperature, suppressed)
-            base_logprobs = reference.gather(-1, row_ids[:, None])[:, 0]
-            kl = (policy.exp() * (policy - reference).index_fill(-1, suppressed, 0.0)).sum(-1)
-        raw = raw.detach()
-        return logprobs, token_entropy(raw), base_logprobs, kl, raw if logits else None
-
-    run: Callable[..., Scores] = score
+    run: Callable[..., Scores] = partial(_score, model, adapters, role, suppressed_ids(model, device), logits)
     if torch.is_grad_enabled():
-        run = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     chunks = [
         run(*inputs)
         for inputs in zip(
@@ -114,6 +96,33 @@ def token_logits(
     ]
     columns = [_per_sample(column, lengths) for column in zip(*chunks, strict=True)]
     return [TokenLogits(*of_sample) for of_sample in zip(*columns, strict=True)]
+
+
+def _score(
+    model: CausalModel,
+    adapters: AdapterSwitch,
+    role: Role | None,
+    suppressed: Tensor,
+    logits: bool,
+    rows: Tensor,
+    base_rows: Tensor | None,
+    ids: Tensor,
+    temperature: Tensor,
+) -> Scores:
+    """Columns of :class:`TokenLogits` for (n, D) hidden states that predict the (n,) tokens ``ids``."""
+    # Entered here and not by the caller, because a checkpoint runs this again in the backward pass.
+    with adapters.use(role):
+        raw = raw_logits(model, rows)
+    policy = policy_logprobs(raw, temperature, suppressed)
+    logprobs = policy.gather(-1, ids[:, None])[:, 0]
+    base_logprobs = kl = None
+    if base_rows is not None:
+        with torch.no_grad(), adapters.use(None):
+            reference = policy_logprobs(raw_logits(model, base_rows), temperature, suppressed)
+        base_logprobs = reference.gather(-1, ids[:, None])[:, 0]
+        kl = (policy.exp() * (policy - reference).index_fill(-1, suppressed, 0.0)).sum(-1)
+    raw = raw.detach()
+    return logprobs, token_entropy(raw), base_logprobs, kl, raw if logits else None
 
 
 def _per_sample(chunks: Sequence[Tensor | None], lengths: list[int]) -> Sequence[Any]:
@@ -163,7 +172,7 @@ def _token_segments(model: CausalModel, ids_of: Sequence[Sequence[int]], rows: R
 def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Inside, ``layers`` keep no activations; the backward pass recomputes them under ``active()``.
 
-    A layer that writes to a cache must find the same past again (``cache.BranchLayer`` does).
+    A layer that writes to a cache must find the same past again (``cache_layers.BranchLayer`` does).
     """
     if not torch.is_grad_enabled():
         yield
