@@ -1,6 +1,6 @@
 """The configuration of a run, as data. Units are in the names; every field is documented; unknown keys are refused.
 
-``asg config`` prints these defaults as commented YAML. Loading and merging is in ``config_io``.
+``asg config`` prints these defaults as commented YAML. Loading and merging is in ``runs.configuration``.
 """
 
 from __future__ import annotations

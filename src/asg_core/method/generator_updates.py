@@ -1,7 +1,7 @@
 """The update of the Generator (METHOD, Generation step 4).
 
 flow    L = sum_l w_l loss_l + beta_g mean penalty,   w = softmax(R / tau)
-tokens  the clipped loss of the text roles (``update``) on the stored image tokens, plus beta_g penalty
+tokens  the clipped loss of the text roles (``updates``) on the stored image tokens, plus beta_g penalty
 
 Prompts without signal (all rewards equal) are left out altogether, so that they change nothing, exactly.
 """

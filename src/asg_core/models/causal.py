@@ -114,7 +114,7 @@ class CausalBackbone(Backbone):
         )
 
     def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone: (n, hidden size), hidden states before a one-word summary (``decoding.one_word``)."""
+        """See Backbone: (n, hidden size), hidden states before a one-word summary (``decoding.prompt_embedding``)."""
         return self._embedding(items)
 
     def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import logits_bytes
 
 SPARE = 64
-"""Positions that a growing cache row keeps in reserve (``decoding.cache``)."""
+"""Positions that a growing cache row keeps in reserve (``decoding.cache_layers``)."""
 
 
 @dataclass(frozen=True)

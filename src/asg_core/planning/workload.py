@@ -16,7 +16,7 @@ SPEC_QUESTIONS = 3
 """Questions of a drawing spec at most (``prompts.parse_spec``)."""
 
 VOCABULARY_ROWS = 128
-"""Rows of vocabulary-wide logits at a time (``decoding.vocabulary``)."""
+"""Rows of vocabulary-wide logits at a time (``decoding.logits``)."""
 
 LOGIT_BYTES = 24
 """Of one logit at the largest moment of sampling or scoring: six float32 numbers."""

@@ -220,7 +220,7 @@ def _check_moments(moments: Mapping[str, Tensor], optimizer: RoleOptimizer) -> N
 
 
 def load_random(checkpoint: Path, document: Mapping[str, Any]) -> None:
-    """Set the global random generators as they were saved. Raises CheckpointError if the record is none of theirs."""
+    """Set the global random generators as they were saved. Raises CheckpointError if they do not fit."""
     with fitting(str(checkpoint)):
         set_random_state((load_file(checkpoint / "random.safetensors"), document["random"]))
 

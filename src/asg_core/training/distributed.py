@@ -45,7 +45,7 @@ def launched_processes() -> int:
 
 
 def base_is_sharded() -> bool:
-    """Whether the launcher asks for FSDP, which is used for the frozen base only (``sharding``)."""
+    """Whether the launcher asks for FSDP, which is used for the frozen base only (``fsdp``)."""
     return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 

@@ -36,7 +36,7 @@ class ImageFeatureCache(Generic[T]):
         self._entries: dict[int, tuple[weakref.ref[Image], T]] = {}
 
     def lookup(self, images: Sequence[Image], encode: Callable[[list[Image]], Sequence[T]]) -> list[T]:
-        """Features of ``images``, in order.
+        """Return features of ``images``, in order.
 
         Args:
             images: repeated objects are encoded once.

@@ -44,7 +44,7 @@ class PrefixCache:
     def lookup(
         self, images: Sequence[Image | None], prefill: Callable[[Sequence[Image | None]], Rows]
     ) -> tuple[Rows, list[int]]:
-        """Rows that hold the prefixes of ``images`` and the row of each image.
+        """Return rows that hold the prefixes of ``images``, and the row of each image.
 
         Args:
             images: distinct objects.
@@ -60,7 +60,7 @@ class PrefixCache:
         return rows, list(range(len(images)))
 
     def find(self, images: Sequence[Image | None]) -> tuple[Rows, list[int]] | None:
-        """As :meth:`lookup`, but None where no entry holds all of ``images`` under the weights of now.
+        """Return what :meth:`lookup` would, or None if no entry holds all of ``images`` under the current weights.
 
         Entries of the active role under older weights go.
         """
@@ -72,7 +72,7 @@ class PrefixCache:
         return None
 
     def keep(self, images: Sequence[Image | None], rows: Rows, first: int = 0) -> None:
-        """``rows``, from row ``first`` on, hold the prefixes of ``images`` under the weights of now.
+        """Keep ``rows``, which hold the prefixes of ``images`` under the current weights, from row ``first`` on.
 
         Entries of several roles may share ``rows``, whose memory goes with the last of them.
         """
