@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from asg_janus.backbone import JanusBackbone
+from asg_janus.export import export
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.errors import WeightsError
+from asg_core.errors import ConfigError, WeightsError
 
 Load = Callable[..., JanusBackbone]
 NAME = "model.language_model.layers.1.mlp.up_proj.weight"
@@ -165,3 +166,33 @@ def test_every_size_is_read_from_the_configuration(load: Load, copied: Path) -> 
     torch.testing.assert_close(scored.token_logprobs[0].detach(), drawn.token_logprobs, atol=1e-4, rtol=0)  # type: ignore[index]
     assert backbone.embed([drawn.image, "a cat"]).shape == (2, 96)
     assert len(backbone.trainable(Role.SOLVER)) == 3 * 7 * 2
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_index_cannot_name_a_file_outside_the_folder(load: Load, copied: Path, absolute: bool) -> None:
+    outside = copied.parent / "outside.safetensors"
+    (copied / "model.safetensors").rename(outside)
+    placed = dict.fromkeys(load_file(outside), str(outside) if absolute else "../outside.safetensors")
+    (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"outside\.safetensors") as caught:
+        load(copied)
+    assert "no path inside" in caught.value.why
+
+
+def test_a_tokenizer_configuration_cannot_name_a_file_outside_the_folder(load: Load, copied: Path) -> None:
+    edit_json(copied / "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.4.0.json", "tokenizer.json"])
+    with pytest.raises(WeightsError, match=r"\.\./tokenizer\.4\.0\.json"):
+        load(copied)
+
+
+def test_an_export_answers_without_adapters_as_the_solver_did(
+    awake: JanusBackbone, load: Load, checkpoint: Path, tmp_path: Path
+) -> None:
+    report = export(awake, checkpoint, tmp_path / "out", [Role.SOLVER], float32=True)
+    assert len(report.merged) == 7 * len(awake.text.decoder.layers)
+    request = [TextRequest("Why?", Image.linear_gradient("L"), 0)]
+    wanted, actual = awake.solve(request, TextSampling(6)), load(tmp_path / "out").solve(request, TextSampling(6), None)
+    assert wanted[0].token_ids == actual[0].token_ids
+    torch.testing.assert_close(torch.tensor(actual[0].logprobs), torch.tensor(wanted[0].logprobs), atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        export(awake, checkpoint, tmp_path / "both", [Role.SOLVER, Role.PROPOSER])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asg_bagel.processing import BagelTokenizer
 from asg_bagel.released import released_config
 from asg_bagel.weights_map import expected_tensors, load_model, slots
 from asg_core.errors import WeightsError
@@ -145,3 +146,22 @@ def test_shards_and_float32_load_like_one_file(copy: Path, index: bool) -> None:
     (copy / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(WeightsError, match=shards["model-00002-of-00003.safetensors"][0] if index else "2 of 3 shards"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_index_cannot_name_a_file_outside_the_folder(copy: Path, absolute: bool) -> None:
+    (copy / "ema.safetensors").rename(copy.parent / "outside.safetensors")
+    name = str(copy.parent / "outside.safetensors") if absolute else "../outside.safetensors"
+    placed = dict.fromkeys(load_file(copy.parent / "outside.safetensors"), name)
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(WeightsError, match=r"outside\.safetensors") as caught:
+        load_model(copy)
+    assert "no path inside" in caught.value.why
+
+
+def test_a_tokenizer_configuration_cannot_name_a_file_outside_the_folder(copy: Path) -> None:
+    config = copy / "tokenizer_config.json"
+    names = ["../tokenizer.4.0.json", "tokenizer.json"]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "fast_tokenizer_files": names}))
+    with pytest.raises(WeightsError, match=r"\.\./tokenizer\.4\.0\.json"):
+        BagelTokenizer(copy)

@@ -207,3 +207,33 @@ def test_understanding_only_leaves_the_decoder_out_and_keeps_every_text_role(loa
     for role in Role:
         backbone.save_role(role, tmp_path / role.value)
         whole.load_role(role, tmp_path / role.value)
+
+
+@pytest.mark.parametrize("part", ["", "diffusion-decoder/unet", "diffusion-decoder/vae"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_no_index_of_any_part_can_name_a_file_outside_its_folder(
+    load: Load, checkpoint: Path, part: str, absolute: bool
+) -> None:
+    folder = checkpoint / part
+    if part:
+        (file,) = folder.glob("*.safetensors")
+        tensors, stem = load_file(file), "diffusion_pytorch_model"
+        file.unlink()
+    else:
+        tensors, stem = all_tensors(checkpoint), "model"
+    outside = folder.parent / "outside.safetensors"
+    save_file(tensors, outside)
+    name = str(outside) if absolute else "../outside.safetensors"
+    index = {"weight_map": dict.fromkeys(tensors, name)}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"outside\.safetensors") as caught:
+        load(checkpoint)
+    assert "no path inside" in caught.value.why
+
+
+def test_a_tokenizer_configuration_cannot_name_a_file_outside_the_folder(load: Load, checkpoint: Path) -> None:
+    config = checkpoint / "tokenizer_config.json"
+    names = ["../tokenizer.4.0.json", "tokenizer.json"]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "fast_tokenizer_files": names}))
+    with pytest.raises(WeightsError, match=r"\.\./tokenizer\.4\.0\.json"):
+        load(checkpoint)

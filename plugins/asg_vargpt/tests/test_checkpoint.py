@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asg_vargpt.processing import load_tokenizer
 from asg_vargpt.weights_map import load_model
 from safetensors.torch import load_file, save_file
 
@@ -110,3 +111,31 @@ def test_a_config_without_generation_tokens_is_refused(released: Path) -> None:
     (released / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="special_tokens"):
         load_model(released)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_index_cannot_name_a_file_outside_the_folder(released: Path, absolute: bool) -> None:
+    outside = released.parent / "outside.safetensors"
+    (released / SHARDS[0]).rename(outside)
+    index = released / "model.safetensors.index.json"
+    placed = json.loads(index.read_text())["weight_map"]
+    name = str(outside) if absolute else "../outside.safetensors"
+    moved = {tensor: name if shard == SHARDS[0] else shard for tensor, shard in placed.items()}
+    index.write_text(json.dumps({"weight_map": moved}))
+    with pytest.raises(WeightsError, match=r"outside\.safetensors") as caught:
+        load_model(released)
+    assert "no path inside" in caught.value.why
+
+
+def test_a_tokenizer_configuration_cannot_name_a_file_outside_the_folder(released: Path) -> None:
+    config = released / "tokenizer_config.json"
+    names = ["../tokenizer.4.0.json", "tokenizer.json"]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "fast_tokenizer_files": names}))
+    with pytest.raises(WeightsError, match=r"\.\./tokenizer\.4\.0\.json"):
+        load_tokenizer(released)
+
+
+def test_a_link_of_a_hub_cache_is_followed(released: Path, golden: Path) -> None:
+    (released / SHARDS[0]).unlink()
+    (released / SHARDS[0]).symlink_to(golden / "ckpt" / SHARDS[0])
+    assert load_model(released)[1].complete

@@ -169,7 +169,7 @@ def _rewrite(
 ) -> None:
     """Copy one safetensors file with some tensors replaced, one tensor in memory at a time."""
     dtypes = {name: "F32" if float32 and name in merges else tensor.dtype for name, tensor in tensors.items()}
-    # wide numbers first: readers view a tensor in place, which needs its offset to be a multiple of its item's size
+    # wide numbers first, as safetensors writes them: readers that map a file want aligned tensors
     order = sorted(tensors, key=lambda name: -ITEM_BYTES.get(dtypes[name], 1))
     header: dict[str, dict[str, Any]] = {}
     end = 0

@@ -84,13 +84,15 @@ def test_a_merged_matrix_is_base_plus_adapter_and_all_else_is_as_it_was(
     before, after = tensors_of(release), tensors_of(tmp_path / "out")
     assert (report.merged, report.copied) == (("model.draw.weight", "model.text.weight"), 3)
     for name, role in (("text", Role.SOLVER), ("draw", Role.GENERATOR)):
-        stored = before.pop(f"model.{name}.weight"), after.pop(f"model.{name}.weight")
-        wanted = stored[0].float() + model[name].get_delta_weight(role.value)  # type: ignore[index, operator]
-        assert torch.equal(stored[1], wanted if float32 else wanted.bfloat16())
+        old, new = before.pop(f"model.{name}.weight"), after.pop(f"model.{name}.weight")
+        wanted = old.float() + model[name].get_delta_weight(role.value)  # type: ignore[index, operator]
+        assert torch.equal(new, wanted if float32 else wanted.bfloat16())
     assert all(
         torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
     )
     assert after.keys() == before.keys()
+    for stored in read_inventory(tmp_path / "out").values():
+        assert stored.begin % merge.ITEM_BYTES[stored.dtype] == 0
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_of(tmp_path / "out").values())
 

@@ -12,7 +12,7 @@ from asg_bagel.kv_cache import Context, read
 from asg_bagel.parity.setup import Replay
 from asg_bagel.text import BagelText
 from asg_core.backbones.interface import TextRequest, TextSampling
-from asg_core.models.decoding import sample_text, token_entropy
+from asg_core.models.decoding import sample_text
 
 
 class _Unstopped(BagelText):
@@ -44,7 +44,9 @@ def replay_understanding(fixture: Replay, key: str) -> None:
         hidden, _ = read(builder.model.language_model.model, context, fed)
         logits = builder.model.language_model.lm_head(hidden)
     fixture.close(f"{key} logits", logits, run.tensor(f"{key}/logits"))
-    fixture.close(f"{key} entropies", token_entropy(logits), run.tensor(f"{key}/entropy_nats"))
+    fixture.close(
+        f"{key} entropies", torch.distributions.Categorical(logits=logits).entropy(), run.tensor(f"{key}/entropy_nats")
+    )
     run.equal(f"{key} tokens", logits.argmax(-1), tokens)
     if len(images) <= 1:
         _check_decoding(fixture, key, case, images)

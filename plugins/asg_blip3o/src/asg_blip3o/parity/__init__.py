@@ -7,7 +7,7 @@ from asg_blip3o.parity.inputs import replay_facts, replay_preprocessing
 from asg_blip3o.parity.setup import groups, open_stage
 from asg_blip3o.parity.training import replay_loss, replay_weighted_update
 from asg_blip3o.parity.understanding import replay_understanding
-from asg_core.testing.parity import ParityReport, ParityRun
+from asg_core.testing import ParityReport, ParityRun
 
 
 def replay(run: ParityRun) -> ParityReport:

@@ -15,7 +15,7 @@ from asg_blip3o.options import Blip3oOptions
 from asg_blip3o.processing import ImagePatches, Vocabulary, eva_pixels
 from asg_blip3o.text import LanguageModel
 from asg_blip3o.weights_map import Release, load_model, read_release
-from asg_core.testing.parity import ParityRun
+from asg_core.testing import ParityRun
 
 
 @dataclass(frozen=True)
