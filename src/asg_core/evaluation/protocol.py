@@ -171,7 +171,11 @@ def require_same(first: Protocol, second: Protocol) -> None:
 
 
 def _template_digest(backbone: str, plugin_version: str) -> str:
-    texts = {name: value for name, value in sorted(vars(prompts).items()) if name.isupper() and name[0] != "_"}
+    texts = {
+        name: value
+        for name, value in sorted(vars(prompts).items())
+        if name.isupper() and name[0] != "_" and isinstance(value, str | tuple)
+    }
     return digest_of([json.dumps([texts, backbone, plugin_version]).encode()])
 
 

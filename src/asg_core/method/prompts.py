@@ -43,6 +43,12 @@ SPEC_PROMPT = (
     "Use this form. Prompt: ... Q: ... A: ... Q: ... A: ... Q: ... A: ..."
 )
 
+MAX_SPEC_QUESTIONS = 3
+"""Questions of a drawing spec that are kept."""
+
+MAX_PROMPT_WORDS = 80
+"""Words of the prompt of a drawing spec."""
+
 
 def frame(question: str, framing: str) -> str:
     """Put ``question`` into one framing. Braces in the question are kept as they are."""
@@ -112,7 +118,9 @@ _SPEC_PAIR = re.compile(
 )
 
 
-def parse_spec(completion: str, *, max_questions: int = 3, max_prompt_words: int = 80) -> Spec | GateFailure:
+def parse_spec(
+    completion: str, *, max_questions: int = MAX_SPEC_QUESTIONS, max_prompt_words: int = MAX_PROMPT_WORDS
+) -> Spec | GateFailure:
     """The drawing task in a Proposer completion, or why there is none (METHOD, generation step 1).
 
     Needs "Prompt: ..." with 1 to ``max_prompt_words`` words and at least one "Q: ...? A: ..." pair; each question must

@@ -16,10 +16,13 @@ from asg_core.method.answers import NON_ANSWERS, Vote, answer_kind, normalise, o
 GATE_PENALTY = -0.2
 """Reward of a Proposer completion that is not a question."""
 
+BELL_CENTRE, BELL_WIDTH = 0.9, 0.25
+"""Of r_sc over H_sc, nats: where the Proposer earns most, and the standard deviation."""
+
 
 def self_consistency_reward(entropy: float) -> float:
     """r_sc, a bell over H_sc (nats): 1 at 0.9, where answers disagree some, near 0 at unanimity and at chaos."""
-    return math.exp(-((entropy - 0.9) ** 2) / (2 * 0.25**2))
+    return math.exp(-((entropy - BELL_CENTRE) ** 2) / (2 * BELL_WIDTH**2))
 
 
 def unsolvable(vote: Vote) -> bool:

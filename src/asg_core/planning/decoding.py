@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asg_core.models.limits import CACHE_GROWTH, slots_size
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import logits_bytes
-
-SPARE = 64
-"""Positions that a growing cache row keeps in reserve (``decoding.cache_layers``)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ def decoding_bytes(shape: ModelShape, call: TextCall) -> int:
     """
     trunk = shape.trunk
     samples = sample_cache_bytes(shape, call)
-    in_a_layer = (samples if call.new > SPARE else prompt_cache_bytes(shape, call)) // trunk.layers  # a longer copy
+    longer_copy = samples if call.new > CACHE_GROWTH else prompt_cache_bytes(shape, call)
+    in_a_layer = longer_copy // trunk.layers
     length = call.prefix + call.prompt + call.new
     passing = max(in_a_layer, logits_bytes(shape, call.rows), trunk.forward_bytes(call.rows, 1, length))
     return max(_reading_bytes(shape, call), samples + passing)
@@ -60,8 +59,6 @@ def slot_bytes(shape: ModelShape, call: TextCall) -> int:
 
 
 def _room(call: TextCall) -> tuple[int, int]:
-    from asg_core.models.decoding.compiled import slots_size  # brings torch, without which most plans do
-
     return slots_size(call.rows, call.prefix + call.prompt + call.new)
 
 
@@ -77,5 +74,5 @@ def prompt_cache_bytes(shape: ModelShape, call: TextCall) -> int:
 
 def sample_cache_bytes(shape: ModelShape, call: TextCall) -> int:
     """Keys and values of samples in their last eager pass."""
-    reserved = SPARE * -(-max(call.new, 1) // SPARE)
+    reserved = CACHE_GROWTH * -(-max(call.new, 1) // CACHE_GROWTH)
     return shape.trunk.kv_bytes * call.rows * (call.prefix + call.prompt + reserved)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asg_core.method.prompts import SCORING_FRAMINGS
+from asg_core.method.prompts import MAX_SPEC_QUESTIONS, SCORING_FRAMINGS
 from asg_core.planning.accelerators import Accelerator
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import SPEC_QUESTIONS, Workload
+from asg_core.planning.workload import Workload
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
@@ -138,7 +138,7 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
         raise ValueError("this model cannot draw")
     work, count, drawing = Workload.of(shape, config, size), _Counter(shape), shape.drawing
     trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
-    asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
+    asked = MAX_SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     drawn = images * config.generate.candidates
     judged, both, longer = max(work.framed, work.caption), min(answer, caption), asked if answer > caption else 1
     batches = -(-drawn // drawing.batch)

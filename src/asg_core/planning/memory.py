@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
-from asg_core.method.prompts import SCORING_FRAMINGS
+from asg_core.method.prompts import MAX_SPEC_QUESTIONS, SCORING_FRAMINGS
 from asg_core.planning.decoding import (
     TextCall,
     compiled_decoding_bytes,
@@ -19,7 +19,7 @@ from asg_core.planning.decoding import (
 )
 from asg_core.planning.learning import generator_bytes, text_role_bytes
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import SPEC_QUESTIONS, Workload, logits_bytes, rates
+from asg_core.planning.workload import Workload, logits_bytes, rates
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
@@ -87,7 +87,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     if shape.drawing is None:
         raise ValueError("this model cannot draw")
     work, drawing = Workload.of(shape, config, size), shape.drawing
-    asked = SPEC_QUESTIONS * len(SCORING_FRAMINGS)
+    asked = MAX_SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     candidates = images * config.generate.candidates
     answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     judged, prompt = candidates * (asked + 1), max(work.framed, work.caption)  # answers and captions are one batch

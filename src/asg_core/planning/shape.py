@@ -10,6 +10,8 @@ from asg_core.backbones.interface import Role
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.backbones.registry import check_weights, find_manifest, resolve, validate_options
 from asg_core.errors import CapabilityError
+from asg_core.method.prompts import MAX_PROMPT_WORDS
+from asg_core.models.limits import FEW_SAMPLES
 from asg_core.planning.activations import Activations
 
 if TYPE_CHECKING:
@@ -18,12 +20,8 @@ if TYPE_CHECKING:
 DRAWING_PROMPT = 64
 """Positions that plans of time assume for a prompt to draw, template included: its text does not exist yet."""
 
-LONGEST_DRAWING_PROMPT = 192
-"""Positions that plans of memory assume: 80 words (``prompts.parse_spec``) of two tokens each, and the template."""
-
-
-FEW_SAMPLES = 4
-"""Samples per prompt up to which a prompt is rather read again than in a pass of its own (``decoding.scoring``)."""
+LONGEST_DRAWING_PROMPT = 2 * MAX_PROMPT_WORDS + 32
+"""Positions that plans of memory assume: as many words as a prompt may have, of two tokens each, and the template."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
 from asg_core.method.prompts import CAPTION_PROMPT, FRAMINGS, QUESTION_PROMPT, SPEC_PROMPT
+from asg_core.models.limits import VOCABULARY_ROWS
 from asg_core.planning.shape import ModelShape
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
-
-SPEC_QUESTIONS = 3
-"""Questions of a drawing spec at most (``prompts.parse_spec``)."""
-
-VOCABULARY_ROWS = 128
-"""Rows of vocabulary-wide logits at a time (``decoding.logits``)."""
 
 LOGIT_BYTES = 24
 """Of one logit at the largest moment of sampling or scoring: six float32 numbers."""

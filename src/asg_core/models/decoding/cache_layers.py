@@ -13,8 +13,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from asg_core.errors import PluginError
-
-_GROWTH = 64
+from asg_core.models.limits import CACHE_GROWTH
 
 _again: ContextVar[bool] = ContextVar("_again", default=False)
 
@@ -78,7 +77,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def _reserve(self, keys: Tensor, values: Tensor) -> None:
         def with_room(states: Tensor) -> Tensor:
             batch, heads, length, width = states.shape
-            room = states.new_empty(batch, heads, length + _GROWTH, width)
+            room = states.new_empty(batch, heads, length + CACHE_GROWTH, width)
             room[:, :, :length] = states
             return room
 

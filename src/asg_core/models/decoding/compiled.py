@@ -24,9 +24,7 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.errors import ConfigError
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.prefix_tree import Rows
-
-_STEP = 64
-"""Least difference between two lengths of cache. More rounding is more to attend to in vain, less is more programs."""
+from asg_core.models.limits import slots_size
 
 _PROGRAMS = 256
 """Most programs of a process, one for each shape and active adapter; torch's own limit of 8 is soon reached."""
@@ -205,18 +203,3 @@ class CompiledDecode:
         parts = zip(self._memory, sizes, shapes, strict=True)
         buffers = [memory[:size].view(shape) for memory, size, shape in parts]
         return StaticSlots(self._model, rows, buffers, self._compiler)
-
-
-def slots_size(rows: int, length: int) -> tuple[int, int]:
-    """Rows and positions of the slots for so many rows of so many positions each."""
-    return 1 << (rows - 1).bit_length(), _rounded(length)
-
-
-def _rounded(length: int) -> int:
-    """At least ``length``: four lengths between a power of two and the next, but none nearer than 64 to another.
-
-    >>> [_rounded(n) for n in (1, 64, 65, 500, 1025)]
-    [64, 64, 128, 512, 1280]
-    """
-    step = max(_STEP, 1 << (length.bit_length() - 3))
-    return -(-length // step) * step

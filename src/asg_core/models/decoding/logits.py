@@ -10,9 +10,6 @@ from torch import Tensor
 from asg_core.backbones.devices import tensor_on
 from asg_core.models.decoding.causal_model import CausalModel
 
-MAX_ROWS = 128
-"""Rows of a vocabulary-wide tensor; 128 rows of 150,000 float32 logits are 77 MB."""
-
 
 def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
     """(n, D) -> (n, V) raw logits in float32 (float64 stays, for numerical checks); n <= 128."""

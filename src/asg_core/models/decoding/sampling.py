@@ -17,11 +17,12 @@ from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
-from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids, token_entropy
+from asg_core.models.decoding.logits import policy_logprobs, raw_logits, suppressed_ids, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
 from asg_core.models.decoding.prefix_tree import append_token
 from asg_core.models.decoding.request_tree import prefill
 from asg_core.models.decoding.token_text import TokenTextDecoder
+from asg_core.models.limits import VOCABULARY_ROWS
 
 _COMPACT_AT = 0.75
 """Finished rows leave the batch when at most this share is still going: copying the cache costs about one pass."""
@@ -143,8 +144,8 @@ class _Chooser:
 
     def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D) hidden -> (B,) ids, (2, B) log-probs and entropies, (B,) bool: logits not finite."""
-        uniforms = repeat(None) if draws.uniforms is None else torch.split(draws.uniforms[:, step], MAX_ROWS)
-        columns = (torch.split(column, MAX_ROWS) for column in (hidden, draws.temperature, draws.greedy))
+        uniforms = repeat(None) if draws.uniforms is None else torch.split(draws.uniforms[:, step], VOCABULARY_ROWS)
+        columns = (torch.split(column, VOCABULARY_ROWS) for column in (hidden, draws.temperature, draws.greedy))
         chunks = zip(*columns, uniforms, strict=False)
         ids, measures, broken = zip(*(self._choose(*chunk) for chunk in chunks), strict=True)
         return torch.cat(ids), torch.cat(measures, dim=1), torch.cat(broken)

@@ -20,13 +20,11 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Role, TextSample, TokenLogits
 from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
-from asg_core.models.decoding.logits import MAX_ROWS, policy_logprobs, raw_logits, suppressed_ids, token_entropy
+from asg_core.models.decoding.logits import policy_logprobs, raw_logits, suppressed_ids, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
 from asg_core.models.decoding.prefix_tree import Rows, extend
 from asg_core.models.decoding.request_tree import prefill_prompts
-
-_FEW = 4
-"""Samples per prompt up to which a prompt is rather read again than in a pass of its own."""
+from asg_core.models.limits import FEW_SAMPLES, VOCABULARY_ROWS
 
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -87,10 +85,10 @@ def token_logits(
     chunks = [
         run(*inputs)
         for inputs in zip(
-            torch.split(hidden, MAX_ROWS),
-            torch.split(base_hidden, MAX_ROWS) if base_hidden is not None else repeat(None),
-            torch.split(ids, MAX_ROWS),
-            torch.split(temperature, MAX_ROWS),
+            torch.split(hidden, VOCABULARY_ROWS),
+            torch.split(base_hidden, VOCABULARY_ROWS) if base_hidden is not None else repeat(None),
+            torch.split(ids, VOCABULARY_ROWS),
+            torch.split(temperature, VOCABULARY_ROWS),
             strict=False,
         )
     ]
@@ -138,7 +136,7 @@ def _completion_hidden(model: CausalModel, samples: Sequence[TextSample], kept: 
     """
     rows, prompts, node_of = prefill_prompts(model, [sample.request for sample in samples], kept)
     completions = _token_segments(model, [sample.token_ids[:-1] for sample in samples], rows)
-    if len(samples) <= _FEW * len(prompts) and all(len(prompt.embeds) and prompt.causal for prompt in prompts):
+    if len(samples) <= FEW_SAMPLES * len(prompts) and all(len(prompt.embeds) and prompt.causal for prompt in prompts):
         rows, prompts = rows.fork(node_of), [prompts[node] for node in node_of]
         starts = [len(prompt.embeds) - 1 for prompt in prompts]
         joined = [join_segments(pair) for pair in zip(prompts, completions, strict=True)]

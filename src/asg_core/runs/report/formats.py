@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import unicodedata
 
 from asg_core.runs.report.data import number
@@ -84,6 +85,11 @@ def short_path(path: object) -> str:
     return "/".join(plain(path, 200).replace("\\", "/").split("/")[-2:])
 
 
+def svg_image(svg: str) -> str:
+    """An SVG document as the address of an image."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
 FILTERS = {
     "decimal": decimal,
     "significant": significant,
@@ -95,5 +101,6 @@ FILTERS = {
     "byte_size": byte_size,
     "plain": plain,
     "short_path": short_path,
+    "svg_image": svg_image,
 }
 """By the name they have in the templates."""

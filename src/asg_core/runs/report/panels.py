@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asg_core.config.schema import RunConfig
+from asg_core.method.rewards import BELL_CENTRE, BELL_WIDTH
 
 Ink = Literal["proposer", "solver", "generator", "violet", "olive"]
 Kind = Literal["understanding", "generation"]
@@ -68,9 +69,9 @@ _SIGNAL = PanelGroup(
         ),
         Panel(
             "Vote entropy H_sc, nats",
-            "Disagreement of the framings. The band, 0.9 ± 0.25, is where the Proposer earns most.",
+            f"Disagreement of the framings. In the band, {BELL_CENTRE} ± {BELL_WIDTH}, the Proposer earns most.",
             (Curve("h_sc", "H_sc", "violet"),),
-            band=(0.65, 1.15),
+            band=(BELL_CENTRE - BELL_WIDTH, BELL_CENTRE + BELL_WIDTH),
         ),
         Panel(
             "Majority share",
@@ -85,7 +86,7 @@ _SIGNAL = PanelGroup(
         ),
         Panel(
             "STE percentile",
-            "Rank among the last 128 values, so it stays near 0.5 unless questions get harder or easier.",
+            "Rank among the latest values, so it stays near 0.5 unless questions get harder or easier.",
             (Curve("ste_percentile", "percentile", "violet"),),
             share=True,
             line=(0.5, "0.5"),

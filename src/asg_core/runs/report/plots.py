@@ -1,9 +1,8 @@
-"""Panels as inline SVG that follows the page's colours, light or dark, and stays small however long the run was."""
+"""Panels as SVG on light cards, which stay small however long the run was."""
 
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass
 
 import matplotlib
@@ -21,18 +20,16 @@ from asg_core.runs.report.tables import early_and_late
 RAW_POINTS = 300
 """Most raw points drawn per curve; beyond it each bin of steps shows its smallest and largest value."""
 
-# Colours matplotlib draws with, each replaced by the CSS colour of the page, so that one SVG serves both themes.
-TEXT, RULE, _BAND = "#010203", "#010204", "#010205"
+TEXT, RULE, _BAND = "#59606b", "#e1e2dd", "#ece6f6"
 INKS: dict[Ink, str] = {
-    "proposer": "#010206",
-    "solver": "#010207",
-    "generator": "#010208",
-    "violet": "#010209",
-    "olive": "#01020a",
+    "proposer": "#0b5fa5",
+    "solver": "#bf4d00",
+    "generator": "#00755a",
+    "violet": "#7443b8",
+    "olive": "#806300",
 }
-_CSS = {TEXT: "var(--muted)", RULE: "var(--line)", _BAND: "var(--band)"} | {
-    colour: f"var(--{ink})" for ink, colour in INKS.items()
-}
+"""Colours on a light card, which is light on a dark page too."""
+
 STROKES = ("solid", (0, (4.5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), "solid")
 STROKE_NAMES = ("solid", "dashed", "dotted", "dashdot", "solid")
 """By position of the curve in its panel, so that no curve is told apart by colour alone."""
@@ -44,7 +41,7 @@ class Key:
 
     metric: str
     label: str
-    ink: Ink
+    colour: str
     stroke: str
     early: float
     late: float
@@ -52,7 +49,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn panel: the SVG element and what goes around it."""
+    """A drawn panel: an SVG document and what goes around it."""
 
     panel: Panel
     svg: str
@@ -119,8 +116,8 @@ def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
         axes.plot(
             steps, mean, color=ink, linestyle=STROKES[stroke], linewidth=1.7, marker="o" if len(values) == 1 else ""
         )
-        keys.append(Key(curve.key, curve.label, curve.ink, STROKE_NAMES[stroke], *early_and_late(values.tolist())))
-    return Plot(panel, svg(figure, salt=panel.title), keys)
+        keys.append(Key(curve.key, curve.label, ink, STROKE_NAMES[stroke], *early_and_late(values.tolist())))
+    return Plot(panel, svg(figure), keys)
 
 
 def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, values: np.ndarray) -> None:
@@ -172,29 +169,10 @@ def dots(steps: np.ndarray, values: np.ndarray, ink: str) -> PathPatch:
     return PathPatch(outline, fill=False, edgecolor=ink, alpha=0.45, linewidth=2.6, capstyle="round")
 
 
-def svg(figure: Figure, salt: str) -> str:
-    """The figure as an inline SVG element in the page's colours; ``salt`` must differ between figures of one page."""
+def svg(figure: Figure) -> str:
+    """The figure as an SVG document: no background, text as text, the same bytes whenever it is drawn again."""
     buffer = io.StringIO()
-    # The salt keeps ids of different panels on one page apart and a report byte-identical when it is drawn again.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    # Hundredths of a pixel in the tags are enough; numbers between the tags are labels.
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
-    text = re.sub(r"\n +", "\n", text)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    used = {name for pair in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text) for name in pair}
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font(-family)?: ?[^;\"]*DejaVu[^;\"]*", "font-size: 9px", text)
-    for colour, css in _CSS.items():
-        text = text.replace(colour, css)
-    return text.replace("<svg", '<svg aria-hidden="true"', 1)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asg"}):
+        unknown = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unknown)
+    return buffer.getvalue()

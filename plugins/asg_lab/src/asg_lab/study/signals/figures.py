@@ -1,4 +1,4 @@
-"""The plots of a study of signals, as inline SVG."""
+"""The plots of a study of signals, as SVG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Key:
     """Legend entry of a curve."""
 
     label: str
-    ink: Ink
+    colour: str
     stroke: str
 
 
@@ -127,7 +127,7 @@ def _drawn(
     keys = []
     for position, (label, (x, y)) in enumerate(curves.items()):
         ink, stroke = _INK_ORDER[position % len(_INK_ORDER)], position % len(STROKES)
-        keys.append(Key(label, ink, STROKE_NAMES[stroke]))
+        keys.append(Key(label, INKS[ink], STROKE_NAMES[stroke]))
         if not len(x):
             continue
         if smoothed:
@@ -140,7 +140,7 @@ def _drawn(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=xlabel != _SHARE, min_n_ticks=1))
     axes.set_xlabel(xlabel, color=TEXT, fontsize=9)
     style(axes)
-    return Drawing(title, note, keys, svg(figure, salt=title))
+    return Drawing(title, note, keys, svg(figure))
 
 
 def _diagonal(axes: Axes, tables: Sequence[HeldOut]) -> None:
