@@ -152,7 +152,7 @@ m = _of("models/decoding/compiled.py", "model/decoding/test_compiled.py")
 m("self._cursor += 1", "self._cursor += 0", "compiled passes overwrite the last token")
 m("rows.counter.index_select(0, parents)", "rows.counter[:count]", "forked rows continue at another row's position")
 
-m = _of("models/decoding/transformers_model.py", "model/decoding/test_transformers_model.py")
+m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.py")
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
 m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
@@ -161,7 +161,7 @@ m('.rstrip("\\ufffd")', "", "half a character counts as text")
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")
 
-m = _of("models/decoding/prompt_embedding.py", "model/decoding/test_images.py")
+m = _of("models/decoding/prompt_embedding.py", "model/decoding/test_prompt_embedding.py")
 m("states - self._centres.index_select(0, kinds)", "states", "all embeddings are alike")
 
 m = _of("models/lora.py", "model/lora/test_lora.py", "model/lora/test_files.py")

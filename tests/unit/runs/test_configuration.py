@@ -55,6 +55,7 @@ def test_the_backbone_named_last_brings_the_recommendations(file: Path) -> None:
         ("evaluate=false", "evaluate", False),
         ("images=/data/a=b", "images", Path("/data/a=b")),
         ("images=2024-01-01", "images", Path("2024-01-01")),
+        ("images=010", "images", Path("010")),  # not eight
         ("images=", "images", None),
         ("images='null'", "images", Path("null")),
         ("trackers=[wandb, trackio]", "trackers", ("wandb", "trackio")),
@@ -111,6 +112,7 @@ def test_the_place_of_a_bad_value_is_named(file: Path) -> None:
     assert f"steps = -1 ({file})" in error.what
     assert f"solve.framings = 9 ({file})" in error.what
     assert "seed = -3 (command line)" in error.what
+    assert "steps = -2 (command line)" in refused(file, "steps=-2").what
 
 
 @pytest.mark.parametrize(

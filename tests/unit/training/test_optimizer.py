@@ -79,3 +79,11 @@ def test_restored_moments_continue_exactly() -> None:
     a.step([lambda: (one**3).sum()])
     b.step([lambda: (two**3).sum()])
     assert torch.equal(one, two)
+
+
+def test_a_gradient_of_zero_moves_nothing_not_even_by_weight_decay() -> None:
+    weight, optimizer = make()
+    result = optimizer.step([lambda: (weight * 0.0).sum()])
+    assert not result.applied
+    assert weight.tolist() == [3.0, 4.0]
+    assert optimizer.state() == {}
