@@ -29,7 +29,7 @@ CONFIG = RunConfig.model_validate(
         "ask": {"max_new_tokens": 16},
         "solve": {"max_new_tokens": 6, "min_agreement": 0.0},
         "optimizer": {"lr_proposer": 1e-3, "lr_solver": 1e-3},
-        "control": "random_rewards",
+        "ablation": "random_rewards",
     }
 )
 
