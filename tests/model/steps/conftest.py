@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 
+from asg_core import RunConfig
+from asg_core.backbones.interface import Backbone
+from asg_core.data.image_pool import PoolImage
+from asg_core.method.context import StepContext
+from asg_core.method.generation import generation_step
+from asg_core.method.records import GenerationItem
+
 
 @pytest.fixture(scope="session")
 def _taken() -> dict[str, Any]:
@@ -28,3 +35,21 @@ def recorded(_taken: dict[str, Any]) -> Callable[[str, Callable[[], Any]], Any]:
         return deepcopy(_taken[name])
 
     return get
+
+
+Drawn = Callable[[Backbone], list[GenerationItem]]
+
+
+@pytest.fixture
+def drawn(recorded: Callable[..., list[GenerationItem]], images: list[PoolImage], config: RunConfig) -> Drawn:
+    """The generation step of a backbone as newly loaded."""
+    return lambda backbone: recorded(
+        type(backbone).__name__, lambda: generation_step(backbone, images, StepContext(config, 4))
+    )
+
+
+@pytest.fixture
+def items(tiny: Backbone, drawn: Drawn) -> list[GenerationItem]:
+    found = drawn(tiny)
+    assert sum(bool(item.candidates) for item in found) >= 3
+    return found
