@@ -29,6 +29,11 @@ def test_the_core_knows_how_to_get_all_that_is_announced_and_nothing_else() -> N
     assert Path(__file__).resolve().parents[1].as_posix().endswith(LAB_FOLDER)
 
 
+def test_the_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--help"]) == 0
+    assert "usage: asg study" in capsys.readouterr().out
+
+
 def test_the_installed_plugin_is_listed_and_its_targets_can_be_imported() -> None:
     (found,) = [record for record in list_plugins() if record.name == LAB]
     assert (found.state, found.reason) == ("ok", None)
