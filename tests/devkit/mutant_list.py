@@ -58,7 +58,11 @@ m("if not 3 <= len(words) <= max_words:", "if len(words) > max_words:", '"Why?" 
 m('if question.count("?") != 1:', 'if question.count("?") < 1:', "two questions in one pass the gate")
 m("pairs.setdefault(question.casefold(), (question, answer))", "pairs[question.casefold()] = (question, answer)",
   "of two equal questions the last answer counts")  # fmt: skip
-m('framing.replace("{question}", question)', "framing.format(question=question)", "braces in a question vanish")
+m(
+    'framing.replace("{question}", question)',
+    'framing.replace("{question}", question.rstrip("?"))',
+    "questions lose their mark",
+)
 m("[:max_questions], len(written))", "[:max_questions], len(pairs))", "dropped questions do not lower a spec's quality")
 
 m = _of("method/token_entropy.py", "unit/method/test_token_entropy.py")
@@ -156,7 +160,7 @@ m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.p
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
 m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
-m('.rstrip("\\ufffd")', "", "half a character counts as text")
+m("ends.append(max(ends[-1], settled))", "ends.append(settled)", "pieces of text overlap")
 
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")
