@@ -125,7 +125,7 @@ def test_the_place_of_a_bad_value_is_named(file: Path) -> None:
         ("lr=1", "'optimizer.lr_solver'"),
         ("framings=5", "Did you mean 'solve.framings'?"),
         ("solver.temperature=1", "Did you mean 'solve'?"),
-        ("qqq=1", "Known: alarms, ask, backbone"),
+        ("qqq=1", "Known: ablation, alarms, ask, backbone"),
         ("solve.qqq=1", "Known: solve.caption_max_new_tokens"),
     ],
 )
