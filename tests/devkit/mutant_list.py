@@ -170,7 +170,7 @@ m("states - self._centres.index_select(0, kinds)", "states", "all embeddings are
 
 m = _of("models/lora.py", "model/lora/test_lora.py", "model/lora/test_files.py")
 m('"lora", role.value, name, path)', '"lora", name, path)', "all roles start as the same adapter")
-m("role is None or role.value not in layer.lora_A", "role is None", "a layer without the role runs under another's")
+m("layer._active_adapter = [role.value]", "layer._active_adapter = [*layer.lora_A]", "the adapters of all roles add up")
 m("self._activate(before)", "self._activate(None)", "nested use switches the outer adapter off")
 m('("peft_type", "r", "lora_alpha")', '("peft_type", "r")', "an adapter of another alpha is loaded")
 m("actual.keys() - expected.keys())", "set())", "an adapter of a larger model is loaded in part")
