@@ -58,7 +58,11 @@ m("if not 3 <= len(words) <= max_words:", "if len(words) > max_words:", '"Why?" 
 m('if question.count("?") != 1:', 'if question.count("?") < 1:', "two questions in one pass the gate")
 m("pairs.setdefault(question.casefold(), (question, answer))", "pairs[question.casefold()] = (question, answer)",
   "of two equal questions the last answer counts")  # fmt: skip
-m('framing.replace("{question}", question)', "framing.format(question=question)", "braces in a question vanish")
+m(
+    'framing.replace("{question}", question)',
+    'framing.replace("{question}", question.rstrip("?"))',
+    "questions lose their mark",
+)
 m("[:max_questions], len(written))", "[:max_questions], len(pairs))", "dropped questions do not lower a spec's quality")
 
 m = _of("method/token_entropy.py", "unit/method/test_token_entropy.py")
@@ -156,7 +160,7 @@ m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.p
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
 m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
-m('.rstrip("\\ufffd")', "", "half a character counts as text")
+m("ends.append(max(ends[-1], settled))", "ends.append(settled)", "pieces of text overlap")
 
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")
@@ -166,7 +170,7 @@ m("states - self._centres.index_select(0, kinds)", "states", "all embeddings are
 
 m = _of("models/lora.py", "model/lora/test_lora.py", "model/lora/test_files.py")
 m('"lora", role.value, name, path)', '"lora", name, path)', "all roles start as the same adapter")
-m("role is None or role.value not in layer.lora_A", "role is None", "a layer without the role runs under another's")
+m("layer._active_adapter = [role.value]", "layer._active_adapter = [*layer.lora_A]", "the adapters of all roles add up")
 m("self._activate(before)", "self._activate(None)", "nested use switches the outer adapter off")
 m('("peft_type", "r", "lora_alpha")', '("peft_type", "r")', "an adapter of another alpha is loaded")
 m("actual.keys() - expected.keys())", "set())", "an adapter of a larger model is loaded in part")

@@ -60,6 +60,8 @@ def failure(mutant: Mutant, tests: Sequence[str]) -> str:
             "pytest",
             "-q",
             "-x",
+            "-m",
+            "not slow",
             "-p",
             "no:cacheprovider",
         ]

@@ -41,3 +41,8 @@ def test_a_decoder_that_rewrites_its_ending_still_joins():
 
     assert TokenTextDecoder(cleaned)([0, 1, 2, 0]) == ("a", " b", ".", " a")
     assert TokenTextDecoder(lambda ids: "long" if len(ids) == 1 else "lo")([1, 2]) == ("lo", "")
+
+
+def test_a_decoder_that_rewrites_its_beginning_gives_no_text_twice():
+    texts = {(1,): "ab", (1, 2): "xb", (1, 2, 3): "abc"}
+    assert TokenTextDecoder(lambda ids: texts[tuple(ids)])((1, 2, 3)) == ("ab", "", "c")

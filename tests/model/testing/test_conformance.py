@@ -27,6 +27,7 @@ class TestTiny(BackboneConformance):
         return tiny(**settings)
 
 
+@pytest.mark.slow
 class TestTinyFlow(BackboneConformance):
     image_size: ClassVar = (32, 32)
 

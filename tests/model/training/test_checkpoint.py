@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +20,8 @@ from asg_core import load_backbone
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import CheckpointError
-from asg_core.training.checkpoint import (
-    newest_good,
-    restore,
-    restore_random,
-    save_checkpoint,
-    step_of,
-    steps,
-    verify,
-)
+from asg_core.training.checkpoint import CheckpointManager, load, load_random
+from asg_core.training.checkpoint_files import newest_good, step_of, steps, verify
 from asg_core.training.optimizer import RoleOptimizer
 from devkit.lending import Library
 
@@ -35,8 +30,8 @@ Optimizers = dict[Role, RoleOptimizer]
 
 @pytest.fixture
 def backbone(library: Library) -> Iterator[Backbone]:
-    load = partial(load_backbone, "tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=1, alpha=2.0))
-    with library.lend("tiny, rank 1", load) as lent:
+    make = partial(load_backbone, "tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=1, alpha=2.0))
+    with library.lend("tiny, rank 1", make) as lent:
         yield lent
 
 
@@ -68,10 +63,18 @@ def optimizers(backbone: Backbone) -> Optimizers:
     return made
 
 
+def save(folder: Path, number: int, backbone: Backbone, optimizers: Optimizers) -> Path:
+    """The checkpoint of a step, of what matters here of a run's state."""
+    state: Any = SimpleNamespace(
+        step=number, backbone=backbone, optimizers=optimizers, state_dict=lambda: {"window": [0.5]}
+    )
+    return CheckpointManager(folder).write(state)
+
+
 @pytest.fixture
 def saved(backbone: Backbone, optimizers: Optimizers, tmp_path: Path) -> Path:
     """The checkpoint of step 7, alone in its folder."""
-    return save_checkpoint(tmp_path, 7, backbone, optimizers, {"window": [0.5]})
+    return save(tmp_path, 7, backbone, optimizers)
 
 
 def test_a_resumed_run_goes_on_as_the_one_that_was_saved(
@@ -83,7 +86,7 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_saved(
     after = everything(backbone, optimizers)
     resumed = optimizers_of(backbone)
     assert verify(saved)["window"] == [0.5]
-    restore(saved, backbone, resumed)
+    load(saved, backbone, resumed)
     assert equal(everything(backbone, resumed), before)
     step(resumed[Role.SOLVER])
     assert equal(everything(backbone, resumed), after)
@@ -94,10 +97,10 @@ def test_a_plugin_that_draws_from_global_generators_draws_the_same_after_a_resum
         return [float(torch.rand(1)), random.random(), float(np.random.rand())]  # noqa: NPY002
 
     state = verify(saved)
-    restore_random(saved, state)
+    load_random(saved, state)
     first = draws()
     assert all(a != b for a, b in zip(draws(), first, strict=True))
-    restore_random(saved, state)
+    load_random(saved, state)
     assert draws() == first
 
 
@@ -122,7 +125,7 @@ def put_a_link(checkpoint: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     damage: object, saved: Path, backbone: Backbone, optimizers: Optimizers
 ) -> None:
-    newer = save_checkpoint(saved.parent, 8, backbone, optimizers, {})
+    newer = save(saved.parent, 8, backbone, optimizers)
     assert newest_good(saved.parent)[0] == newer
     assert callable(damage)
     damage(newer)
@@ -133,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 def test_the_two_newest_good_checkpoints_are_kept(saved: Path, backbone: Backbone, optimizers: Optimizers) -> None:
     for number in (8, 9, 10):
-        save_checkpoint(saved.parent, number, backbone, optimizers, {})
+        save(saved.parent, number, backbone, optimizers)
     assert [step_of(found) for found in steps(saved.parent)] == [10, 9]
 
 
@@ -143,4 +146,4 @@ def test_moments_of_another_shape_are_refused(saved: Path, backbone: Backbone, o
     name = next(name for name in moments if name.endswith("exp_avg"))
     save_file({**moments, name: moments[name][:1, :1].clone()}, file)
     with pytest.raises(CheckpointError, match="exp_avg"):
-        restore(saved, backbone, optimizers)
+        load(saved, backbone, optimizers)
