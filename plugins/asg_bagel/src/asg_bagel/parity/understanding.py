@@ -45,7 +45,7 @@ def replay_understanding(fixture: Replay, key: str) -> None:
         logits = builder.model.language_model.lm_head(hidden)
     fixture.close(f"{key} logits", logits, run.tensor(f"{key}/logits"))
     fixture.close(
-        f"{key} entropies", torch.distributions.Categorical(logits=logits).entropy(), run.tensor(f"{key}/entropy_nats")
+        f"{key} entropies", (-logits.softmax(-1) * logits.log_softmax(-1)).sum(-1), run.tensor(f"{key}/entropy_nats")
     )
     run.equal(f"{key} tokens", logits.argmax(-1), tokens)
     if len(images) <= 1:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from asg_core.evaluation.truth import KnownWorld
 from asg_core.method.answers import same_answer
+from asg_core.models.weights.inventory import path_inside
 from asg_lab.study.signals.rows import Asked, Drawn, Referenced
 
 _Record = dict[str, Any]
@@ -64,7 +65,7 @@ def _drawn(
 ) -> Iterator[Drawn]:
     answerable = {question: truth for question, truth in truths.items() if truth is not None}
     for candidate in item["candidates"]:
-        with Image.open(samples / candidate["image"]) as file:
+        with Image.open(path_inside(samples, candidate["image"], samples)) as file:
             drawing = file.convert("RGB")
         matches = []
         for question, truth in answerable.items():
