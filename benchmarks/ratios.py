@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.method.updates import Groups, solver_groups
 from asg_core.testing.qwen import QwenBackbone
 from ratio_memory import memory

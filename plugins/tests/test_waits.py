@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from asg_core.backbones import devices
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.testing.fake_device import NAME, FakeDeviceTensor, fake_device, obstacle
 

@@ -25,7 +25,7 @@ _LAZY = {
     "Trainer": "asg_core.training.trainer",
     "hookimpl": "asg_core.backbones.hookspecs",
     "list_backbones": "asg_core.backbones.registry",
-    "load_backbone": "asg_core.backbones.registry",
+    "load_backbone": "asg_core.backbones.loading",
 }
 __all__ = [
     "AsgError",
@@ -48,8 +48,9 @@ __all__ = [
 if TYPE_CHECKING:
     from asg_core.backbones.hookspecs import hookimpl
     from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+    from asg_core.backbones.loading import load_backbone
     from asg_core.backbones.manifest import BackboneManifest, Capabilities
-    from asg_core.backbones.registry import list_backbones, load_backbone
+    from asg_core.backbones.registry import list_backbones
     from asg_core.config.schema import RunConfig
     from asg_core.errors import AsgError
     from asg_core.models.causal import CausalBackbone

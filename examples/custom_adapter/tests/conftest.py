@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration
 
 from asg_core.backbones.interface import Role
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.backbones.registry import load_backbone
 
 Load = Callable[..., JanusBackbone]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from asg_janus.tiny_checkpoint import SIDE, write_tiny_checkpoint
 
 from asg_core.backbones.interface import Backbone
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.testing import BackboneConformance
 
 

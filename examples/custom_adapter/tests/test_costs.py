@@ -9,7 +9,7 @@ from typing import ClassVar
 from asg_janus.backbone import JanusBackbone
 from asg_janus.tiny_checkpoint import write_tiny_checkpoint
 
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.testing import BackboneCosts
 
 

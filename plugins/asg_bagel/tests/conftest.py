@@ -12,7 +12,7 @@ import torch
 
 from asg_bagel.backbone import BagelBackbone
 from asg_core.backbones.interface import Role
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 
 # Test modules share code, and pytest's importlib mode puts no test folder on the path.
 sys.path.append(str(Path(__file__).parent))

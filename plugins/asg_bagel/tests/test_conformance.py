@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from asg_core.backbones.interface import Backbone
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.testing import BackboneConformance
 
 from bagel_fixtures import GOLDEN, OPTIONS

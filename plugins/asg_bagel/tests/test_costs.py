@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from asg_bagel.backbone import BagelBackbone
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.testing import BackboneCosts
 
 from bagel_fixtures import GOLDEN, OPTIONS

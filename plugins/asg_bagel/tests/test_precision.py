@@ -9,7 +9,7 @@ import torch
 
 from asg_bagel.backbone import BagelBackbone
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 
 from bagel_fixtures import OPTIONS, picture, stir
 

@@ -14,8 +14,8 @@ from asg_blip3o.backbone import Blip3oBackbone
 from PIL import Image
 
 from asg_core.backbones.interface import Role
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.backbones.registry import load_backbone
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from asg_core.backbones.interface import Backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.backbones.registry import load_backbone
 from asg_core.testing import BackboneConformance
 
 CHECKPOINT = Path(__file__).parent / "fixtures" / "golden" / "checkpoint"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from asg_blip3o.backbone import Blip3oBackbone
 
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.testing import BackboneCosts
 
 CHECKPOINT = Path(__file__).parent / "fixtures" / "golden" / "checkpoint"

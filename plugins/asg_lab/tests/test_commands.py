@@ -15,7 +15,8 @@ from PIL import Image
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.known_plugins import EXTENSIONS, LAB, LAB_FOLDER
-from asg_core.backbones.registry import list_plugins, load_backbone, resolve
+from asg_core.backbones.loading import load_backbone
+from asg_core.backbones.registry import list_plugins, resolve
 from asg_core.cli import main
 from asg_core.runs.configuration import load_run_config, write_run_config
 from asg_lab.plugin import asg_extensions

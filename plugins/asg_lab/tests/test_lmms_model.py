@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.data.image_pool import ImagePool
 from asg_core.errors import CapabilityError, ConfigError

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from asg_core.backbones.interface import Role
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.backbones.registry import load_backbone
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "ckpt"

@@ -1,4 +1,4 @@
-"""Discovery, isolation and loading of backbone plugins.
+"""Discovery and isolation of backbone plugins.
 
 Each entry point of the group ``asg_core`` is imported on its own. A plugin that cannot be used becomes a
 :class:`PluginRecord` that says why; it never hurts another one, and fails a command only when it is the one asked for.
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
@@ -21,12 +20,11 @@ import pluggy
 from asg_core.backbones import hookspecs
 from asg_core.backbones.hookspecs import Extension
 from asg_core.backbones.known_plugins import how_to_get
-from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest, LoadRequest, LoraSettings
-from asg_core.config.validation import validate
-from asg_core.errors import AsgError, CapabilityError, ConfigError, PluginError, WeightsError
+from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest
+from asg_core.errors import AsgError, PluginError
 
 if TYPE_CHECKING:
-    from asg_core.backbones.interface import Backbone
+    pass
 
 DISABLE_VARIABLE = "ASG_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "asg-core"
@@ -110,95 +108,8 @@ def resolve(target: str) -> Any:
         raise
     except Exception as error:  # plugin code: whatever it raises becomes one typed error
         raise PluginError(
-            f"{target!r}, which a plugin names, cannot be imported", _one_line(error), _import_remedy(error)
+            f"{target!r}, which a plugin names, cannot be imported", one_line(error), import_remedy(error)
         ) from error
-
-
-def load_backbone(
-    name: str,
-    *,
-    weights: str | Path | None = None,
-    device: str = "cpu",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    options: Mapping[str, Any] | None = None,
-    lora: LoraSettings | None = None,
-    seed: int = 0,
-    gradient_checkpointing: bool = False,
-) -> Backbone:
-    """Load an installed backbone with fresh (zero-effect) role adapters.
-
-    Args:
-        name: of the backbone; ``asg plugins`` lists them.
-        weights: directory of its released weights; embedded backbones need none.
-        device: torch device string, or "auto" (cuda, mps, cpu).
-        dtype: of the frozen base, or "auto" (bfloat16 on cuda, float32 elsewhere).
-        options: the backbone's own settings, validated against its options model.
-        lora: shape of the role adapters.
-        seed: of the adapters' initialisation.
-        gradient_checkpointing: trade time for memory in updates.
-
-    Raises:
-        PluginError: no such backbone, or its code fails. ConfigError: bad options or device.
-        WeightsError: weights missing. CapabilityError: checkpointing asked of a backbone without it.
-    """
-    from asg_core.backbones.devices import resolve_device, resolve_dtype
-
-    manifest = find_manifest(name)
-    folder = check_weights(manifest, weights)
-    if gradient_checkpointing and not manifest.capabilities.gradient_checkpointing:
-        raise CapabilityError(
-            f"backbone {name!r} has no gradient checkpointing",
-            "its capabilities say so",
-            "leave gradient_checkpointing=false",
-        )
-    resolved = resolve_device(device)
-    request = LoadRequest(
-        weights=folder,
-        device=resolved,
-        dtype=resolve_dtype(dtype, resolved),
-        lora=lora or LoraSettings(),
-        gradient_checkpointing=gradient_checkpointing,
-        options=validate_options(manifest, options or {}),
-        seed=seed,
-    )
-    return _made(manifest, request)
-
-
-def _made(manifest: BackboneManifest, request: LoadRequest) -> Backbone:
-    from asg_core.backbones.interface import Backbone
-
-    factory = resolve(manifest.factory)
-    try:
-        backbone = factory(request)
-    except AsgError:
-        raise
-    except Exception as error:  # plugin code: whatever it raises becomes one typed error
-        what = f"backbone {manifest.name!r} could not be loaded"
-        raise PluginError(what, _one_line(error), _import_remedy(error)) from error
-    if not isinstance(backbone, Backbone):
-        raise PluginError(
-            f"backbone {manifest.name!r} is not a Backbone",
-            f"{manifest.factory} returned {type(backbone).__name__}",
-            "report this to the plugin's author",
-        )
-    return backbone
-
-
-def validate_options(manifest: BackboneManifest, options: Mapping[str, Any]) -> Any:
-    """An instance of the manifest's options model, or None where the backbone has no options.
-
-    Raises:
-        ConfigError: an unknown option (with the nearest name) or a value out of range.
-    """
-    if manifest.options is None:
-        if options:
-            raise ConfigError(
-                f"backbone_options.{next(iter(options))} is unknown",
-                f"backbone {manifest.name!r} has no options of its own",
-                "leave backbone_options out",
-            )
-        return None
-    return validate(resolve(manifest.options), options, prefix="backbone_options.")
 
 
 def _entries() -> list[EntryPoint]:
@@ -242,7 +153,7 @@ def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
         manifests = _answers(manager.hook.asg_backbones(), BackboneManifest, "asg_backbones")
         extensions = _answers(manager.hook.asg_extensions(), Extension, "asg_extensions")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - isolation: a broken plugin must not hurt the others
-        return replace(record, state="broken", reason=_one_line(error))
+        return replace(record, state="broken", reason=one_line(error))
     foreign = next((m for m in manifests if m.plugin_api != PLUGIN_API), None)
     if foreign is not None:
         wants = f"backbone {foreign.name!r} is for plugin interface {foreign.plugin_api}"
@@ -266,31 +177,13 @@ def _announced(record: PluginRecord) -> list[str]:
     return [f"backbone {m.name!r}" for m in record.backbones] + [f"{e.kind} {e.name!r}" for e in record.extensions]
 
 
-def check_weights(manifest: BackboneManifest, weights: str | Path | None) -> Path | None:
-    """The folder of a backbone's weights, None for embedded ones. Raises WeightsError if it is needed and not there."""
-    if weights is None:
-        if manifest.weights_embedded:
-            return None
-        raise WeightsError(
-            f"backbone {manifest.name!r} needs weights",
-            "it has none embedded",
-            "give weights=DIR (--weights DIR) with its released files",
-        )
-    folder = Path(weights)
-    if not folder.is_dir():
-        raise WeightsError(
-            f"weights={weights} cannot be used",
-            "it is not a directory",
-            "give the directory that holds the model's files",
-        )
-    return folder
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return type and message of ``error`` on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def _import_remedy(error: BaseException) -> str:
+def import_remedy(error: BaseException) -> str:
+    """Return what to do about an error that importing or running a plugin raised."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"install the package that provides the module {error.name!r}, or report it to the plugin's author"
     return "set ASG_DEBUG=1 to see the traceback; if it is not your setup, report it to the plugin's author"

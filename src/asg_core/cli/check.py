@@ -48,7 +48,8 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """One line a check, with cause and remedy where it failed; 1 unless all are good."""
     from asg_core.backbones.interface import Backbone
-    from asg_core.backbones.registry import find_manifest, load_backbone
+    from asg_core.backbones.loading import load_backbone
+    from asg_core.backbones.registry import find_manifest
     from asg_core.runs.configuration import load_run_config
     from asg_core.testing.conformance import Outcome, check_backbone
 

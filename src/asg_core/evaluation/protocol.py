@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asg_core.backbones.interface import Backbone
-from asg_core.backbones.registry import list_plugins, validate_options
+from asg_core.backbones.loading import validate_options
+from asg_core.backbones.registry import list_plugins
 from asg_core.errors import ConfigError
 from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
 from asg_core.method import prompts

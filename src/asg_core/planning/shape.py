@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
+from asg_core.backbones.loading import check_weights, validate_options
 from asg_core.backbones.manifest import LoadRequest
-from asg_core.backbones.registry import check_weights, find_manifest, resolve, validate_options
+from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.errors import CapabilityError
 from asg_core.method.prompts import MAX_PROMPT_WORDS
 from asg_core.models.limits import FEW_SAMPLES

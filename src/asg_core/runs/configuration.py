@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from asg_core.backbones.registry import find_manifest, validate_options
+from asg_core.backbones.loading import validate_options
+from asg_core.backbones.registry import find_manifest
 from asg_core.config.schema import RunConfig
 from asg_core.config.strict_yaml import parse_yaml, read_yaml
 from asg_core.config.validation import allowed_values, described, section_of, validate

@@ -37,7 +37,7 @@ def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
     Raises:
         ConfigError, PluginError, WeightsError, RunFolderError.
     """
-    from asg_core.backbones.registry import load_backbone
+    from asg_core.backbones.loading import load_backbone
     from asg_core.runs.configuration import load_run_config
 
     config = load_run_config(run_config_file(run) if run else None, overrides)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
-from asg_core.backbones.registry import load_backbone
 from asg_core.config.seeding import derive_seed
 from asg_core.training.fsdp import shard_base
 

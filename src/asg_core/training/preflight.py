@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from asg_core.backbones.interface import Backbone, Role
+from asg_core.backbones.loading import validate_options
 from asg_core.backbones.manifest import BackboneManifest
-from asg_core.backbones.registry import validate_options
 from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError, RunFolderError
 from asg_core.method.records import Kind

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 
 from asg_core.backbones.devices import resolve_device, resolve_dtype
 from asg_core.backbones.interface import Backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import BackboneManifest
-from asg_core.backbones.registry import find_manifest, load_backbone, resolve
+from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import ImagePool
 from asg_core.runs.configuration import write_run_config

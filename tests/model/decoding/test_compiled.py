@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from asg_core.backbones.interface import Role, TextRequest, TextSampling
+from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.options import BackboneOptions
-from asg_core.backbones.registry import find_manifest, load_backbone
+from asg_core.backbones.registry import find_manifest
 from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.models.decoding import CompiledDecode, PrefixCache, sample_text, token_logits

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from asg_core.backbones.interface import Backbone
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.errors import ConfigError
 from asg_core.testing import BackboneConformance, check_backbone

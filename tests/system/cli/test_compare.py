@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asg_core.backbones.interface import Role
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.runs.configuration import load_run_config, write_run_config
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.config.seeding import derive_seed
 from asg_core.method.prompts import FRAMINGS, frame

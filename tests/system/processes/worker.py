@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.backbones.registry import load_backbone
+from asg_core.backbones.loading import load_backbone
 from asg_core.errors import AsgError
 from asg_core.testing.sharded import differences_here
 from asg_core.training.distributed import Processes

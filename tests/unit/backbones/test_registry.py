@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from asg_core.backbones.registry import (
-    PluginRecord,
-    find_manifest,
-    list_plugins,
-    load_backbone,
-    resolve,
-    validate_options,
-)
+from asg_core.backbones.loading import load_backbone, validate_options
+from asg_core.backbones.registry import PluginRecord, find_manifest, list_plugins, resolve
 from asg_core.errors import CapabilityError, ConfigError, PluginError, WeightsError
 
 Install = Callable[..., None]

@@ -13,8 +13,8 @@ import torch
 
 from asg_blip3o.backbone import FLOW_MODULE, FLOW_TARGETS, LANGUAGE_MODULE, LANGUAGE_TARGETS
 from asg_blip3o.modeling_blip3o import Blip3oModel
-from asg_blip3o.modeling_decoder import vae_dtype
-from asg_blip3o.options import Blip3oOptions
+from asg_blip3o.modeling_decoder import PixelDecoder, vae_dtype
+from asg_blip3o.options import Blip3oOptions, Sampler
 from asg_blip3o.processing import ASSISTANT, SYSTEM, USER, ImagePatches, Vocabulary, clamp_size
 from asg_blip3o.weights_map import empty_model, read_release
 from asg_core.backbones.interface import Role
@@ -142,18 +142,7 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk, dtype: to
     denoised = sampler.flow_steps * (2 if sampler.flow_guidance != 1 else 1) * velocity
     reading, read = trunk.flops(query, query / 2), trunk.attention_flops(query, query / 2)
     attending = 4.0 * flow.dims.layers * flow.dims.width * tokens * (tokens + model.n_query)
-    rows = 2 if sampler.decoder_guidance != 1 else 1
-    shape = decoder.latent_shape(sampler.height, sampler.width)
-    features = empty(rows, tokens, flow.dims.channels)
-    noise = empty(1, *shape)
-    added = {"text_embeds": features.mean(dim=1), "time_ids": decoder.time_ids(noise, rows)}
-    denoise = partial(
-        decoder.unet,
-        noise.expand(rows, -1, -1, -1),
-        torch.zeros((), device="meta"),
-        encoder_hidden_states=features,
-        added_cond_kwargs=added,
-    )
+    denoise, noise = _denoising_step(decoder, sampler, empty(1, tokens, flow.dims.channels))
     step = counted_flops(denoise)
     dit = matrix_parameters(flow)
     return Drawing(
@@ -191,6 +180,30 @@ def _drawing(model: Blip3oModel, options: Blip3oOptions, trunk: Trunk, dtype: to
         loss_prompt_flops=0.0 if options.generator_language_lora else reading,
         loss_recomputed=False,
     )
+
+
+def _denoising_step(
+    decoder: PixelDecoder, sampler: Sampler, features: torch.Tensor
+) -> tuple[Callable[[], object], torch.Tensor]:
+    """One step of the pixel decoder for one image, to be counted, and the noise that it starts from.
+
+    Args:
+        decoder: without memory.
+        sampler: the image's size, and whether guidance doubles the batch.
+        features: (1, tokens, channels).
+    """
+    rows = 2 if sampler.decoder_guidance != 1 else 1
+    shown = features.new_empty(rows, *features.shape[1:])
+    noise = features.new_empty(1, *decoder.latent_shape(sampler.height, sampler.width))
+    added = {"text_embeds": shown.mean(dim=1), "time_ids": decoder.time_ids(noise, rows)}
+    step = partial(
+        decoder.unet,
+        noise.expand(rows, -1, -1, -1),
+        torch.zeros((), device="meta"),
+        encoder_hidden_states=shown,
+        added_cond_kwargs=added,
+    )
+    return step, noise
 
 
 def _loss(model: Blip3oModel, trunk: Trunk, longest: int, dtype: torch.dtype, *, language: bool) -> Activations:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.backbones.registry import find_manifest, load_backbone, resolve
+from asg_core.backbones.loading import load_backbone
+from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.config.schema import RunConfig
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation.truth import KnownWorld
