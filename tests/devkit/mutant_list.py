@@ -222,3 +222,51 @@ m('find_manifest(backbone).defaults), *given]', 'find_manifest(backbone).default
   "a backbone's recommended settings are ignored")  # fmt: skip
 m("for layer in reversed(layers) if layer.has(key)", "for layer in layers if layer.has(key)",
   "a bad value is blamed on the wrong file")  # fmt: skip
+
+m = _of("models/weights/inventory.py", "unit/models/weights/test_inventory.py")
+m('if not parts or ".." in parts or', "if not parts or", "an index can name a file outside of its folder")
+m("if tensor.end > size:", "if tensor.end > size + 8:", "a download that is not complete is loaded")
+m("if name in stored:", "if False:", "of two checkpoints in one folder some tensors of each are loaded")
+
+m = _of("models/weights/loader.py", "unit/models/weights/test_loader.py")
+m("return not (self.missing or self.unexpected or self.misshapen)", "return not (self.missing or self.unexpected)",
+  "tensors of another shape count as a complete model")  # fmt: skip
+m(
+    '("unexpected", () if allow_unexpected else self.unexpected),',
+    '("unexpected", ()),',
+    "weights of a larger model load",
+)
+
+m = _of("models/weights/merge.py", "unit/models/weights/test_merge.py")
+m("merged if float32 else merged.to(base.dtype)", "merged.to(base.dtype)", "an export in float32 holds rounded numbers")
+m("if role.value not in layer.lora_A:", "if False:", "a layer without the role ends the export with a KeyError")
+
+m = _of("method/context.py", "model/steps/test_understanding_step.py", "model/steps/test_ablations.py")
+m("derive_seed(self.config.seed, self.number, *path)", "derive_seed(self.config.seed, *path)",
+  "every step draws the same random numbers")  # fmt: skip
+
+m = _of("method/understanding.py", "model/steps/test_understanding_step.py")
+m(
+    "temperature=0.0)] * len(measured)",
+    "config.solve.temperature)] * len(measured)",
+    "STE is measured on sampled answers",
+)
+m("for q, rewards, group in zip(learning, groups, advantages", "for q, rewards, group in zip(asked, groups, advantages",
+  "rewards go to other questions than those they are of")  # fmt: skip
+m("frame(text, framing), image, seed(", "frame(text, CANONICAL_FRAMING), image, seed(", "seven framings are one")
+
+m = _of("method/generation.py", "model/steps/test_generation_step.py")
+m("for i, item in enumerate(specified, start=first)", "for i, item in enumerate([specified[0]] * len(specified))",
+  "all prompts draw the first one")  # fmt: skip
+m('vote(labels, ctx.seed("judge", i)).majority', "labels[0]", "one framing judges the drawings")
+
+m = _of("method/updates.py", "model/steps/test_update.py")
+m("+ self.weight.beta * divergence.sum()", "- self.weight.beta * divergence.sum()", "KL to the base is rewarded")
+m("if lesson.old is None:", "if True:", "later inner steps are never clipped")
+
+m = _of("method/generator_updates.py", "model/steps/test_generator_update.py")
+m("((signals * scored.loss).sum() + penalty)", "(scored.loss.sum() + penalty)", "all candidates teach alike")
+m("if drawing.old is None and drawing.sample", "if drawing.sample", "later inner steps on drawings are never clipped")
+
+m = _of("method/ablations.py", "model/steps/test_ablations.py", "model/steps/test_understanding_step.py")
+m('return base if self.name == "base_ratio" else first', "return base", "the policy ratio divides by the base model")

@@ -12,7 +12,7 @@ from torch import nn
 
 from asg_core.errors import WeightsError
 from asg_core.models.weights.inventory import read_inventory, shapes
-from asg_core.models.weights.loader import compare, fill, module_slots
+from asg_core.models.weights.loader import LoadReport, compare, fill, module_slots
 
 
 class Net(nn.Module):
@@ -86,6 +86,8 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> Non
     assert "1 unexpected: net.stray" in caught.value.what
     assert "1 misshapen: net.row is [6, 4], expected [7, 4]" in caught.value.what
     assert "3 of 5 tensors fit" in caught.value.why
+    for alone in ("missing", "unexpected", "misshapen"):
+        assert not LoadReport(matched=("net.row",), **{alone: ("net.stray",)}).complete
 
 
 def test_only_unexpected_tensors_can_be_allowed(folder: Path) -> None:
