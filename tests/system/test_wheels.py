@@ -74,5 +74,9 @@ def test_the_conformance_kit_checks_backbones_of_core_and_plugin(installed: Path
         assert "fail" not in outcomes.lower()
 
 
-def test_a_parity_replay_needs_nothing_but_the_wheel_and_its_fixture(installed: Path, tmp_path: Path) -> None:
-    run(installed / "asg", "parity", "bagel", "--fixture", CHECKPOINT.parent, where=tmp_path)
+@pytest.mark.parametrize("name", ["bagel", "blip3o", "vargpt"])
+def test_a_parity_replay_needs_nothing_but_the_wheel_and_its_fixture(
+    name: str, installed: Path, tmp_path: Path
+) -> None:
+    fixture = ROOT / f"plugins/asg_{name}/tests/fixtures/golden"
+    run(installed / "asg", "parity", name, "--fixture", fixture, where=tmp_path)
