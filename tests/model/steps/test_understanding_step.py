@@ -10,7 +10,7 @@ import pytest
 from PIL.Image import Image
 
 from asg_core import RunConfig
-from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.advantages import EmaBaseline, leave_one_out, z_score
@@ -84,6 +84,17 @@ def test_ste_is_measured_on_one_greedy_canonical_answer(items: list[Understandin
         assert q.greedy is not None
         assert q.greedy.request.prompt == frame(str(q.text), CANONICAL_FRAMING)
         assert q.ste == solver_token_entropy(q.greedy, 5, "max")
+
+
+def test_the_answer_that_ste_is_measured_on_does_not_depend_on_its_seed(
+    items: list[UnderstandingItem], tiny: Backbone, config: RunConfig
+) -> None:
+    greedy = [q.greedy for q in asked(items) if q.greedy is not None]
+    again = [replace(sample.request, seed=sample.request.seed + 1) for sample in greedy]
+    sampled = tiny.solve(again, TextSampling(config.solve.max_new_tokens, temperature=0.0))
+    assert [s.token_ids for s in greedy] == [s.token_ids for s in sampled]
+    hot = tiny.solve(again, TextSampling(config.solve.max_new_tokens, config.solve.temperature))
+    assert [s.token_ids for s in greedy] != [s.token_ids for s in hot], "sampling would have shown"
 
 
 def test_percentiles_are_taken_before_any_value_of_the_step_is_inserted(
