@@ -15,7 +15,7 @@ from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.registry import find_manifest
 from asg_core.cli import main
-from asg_core.errors import CapabilityError, ConfigError, RunFolderError
+from asg_core.errors import CapabilityError, ConfigError, RunFolderError, WeightsError
 from asg_core.method.answers import same_answer
 from asg_core.tiny.images import pool_scenes
 from asg_core.tiny.questions import draw_question
@@ -125,6 +125,19 @@ def test_recorded_answers_references_and_drawings_are_held_against_the_scene(tmp
     assert [r.right for r in referenced] == [True, False, None]
     # The exact drawing answers both questions with an answer as the source does, the empty one neither.
     assert [(r.fidelity, r.shows, r.reward) for r in drawn] == [(1.0, True, 0.4), (0.0, False, 0.6)]
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png"])
+def test_a_sample_record_cannot_name_a_drawing_outside_its_folder(name: str, tmp_path: Path):
+    write_samples(tmp_path, 7)
+    for file in (tmp_path / "samples").glob("step-*.json"):
+        record = json.loads(file.read_text())
+        for item in record["items"]:
+            for candidate in item.get("candidates", ()):
+                candidate["image"] = name
+        file.write_text(json.dumps(record))
+    with pytest.raises(WeightsError, match="outside"):
+        read_training(tmp_path, "full", 7, TinyTruth(7))
 
 
 def test_lines_of_training_by_hand(tmp_path: Path):
