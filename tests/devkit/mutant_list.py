@@ -264,7 +264,7 @@ m = _of("method/updates.py", "model/steps/test_update.py")
 m("+ self.weight.beta * divergence.sum()", "- self.weight.beta * divergence.sum()", "KL to the base is rewarded")
 m("if lesson.old is None:", "if True:", "later inner steps are never clipped")
 
-m = _of("method/generator_updates.py", "model/steps/test_generator_update.py")
+m = _of("method/generator_updates.py", "model/steps/test_generator_update.py", "model/steps/test_ablations.py")
 m("((signals * scored.loss).sum() + penalty)", "(scored.loss.sum() + penalty)", "all candidates teach alike")
 m("if drawing.old is None and drawing.sample", "if drawing.sample", "later inner steps on drawings are never clipped")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from asg_core import RunConfig
-from asg_core.backbones.interface import Backbone
+from asg_core.backbones.interface import Backbone, Role, TextSample
+from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.advantages import leave_one_out, regression_weights
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
+from asg_core.method.prompts import SCORING_FRAMINGS
 from asg_core.method.records import GenerationItem
 from asg_core.method.rewards import CandidateScores, generation_reward
 from asg_core.method.similarity import cycle_score, diversity
@@ -43,6 +46,28 @@ def test_rewards_follow_from_the_recorded_scores(items: list[GenerationItem], ti
             scores = CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction)
             assert c.reward == pytest.approx(generation_reward(item.quality, scores))
         assert [c.signal for c in item.candidates] == leave_one_out([c.reward for c in item.candidates])
+
+
+class FirstFramingDiffers(BackboneProxy):
+    """Answers as ``inner``, but under the first scoring framing with a word that no other answer is."""
+
+    def solve(self, requests: Any, sampling: Any, role: Role | None = Role.SOLVER) -> list[TextSample]:
+        start = SCORING_FRAMINGS[0].split("{question}")[0]
+        return [
+            replace(s, text="zebra", pieces=("zebra",)) if s.request.prompt.startswith(start) else s
+            for s in self.inner.solve(requests, sampling, role)
+        ]
+
+
+def test_drawings_are_judged_by_the_majority_of_the_scoring_framings(
+    tiny: Backbone, images: list[PoolImage], config: RunConfig
+) -> None:
+    found = generation_step(FirstFramingDiffers(tiny), images[:3], StepContext(config, 4))
+    candidates = [c for item in found for c in item.candidates]
+    votes = [vote for c in candidates for vote in zip(c.labels, c.majorities, strict=True)]
+    agreed = [(labels, majority) for labels, majority in votes if labels[1] == labels[2] != labels[0]]
+    assert agreed
+    assert all(majority == labels[1] for labels, majority in agreed)
 
 
 def test_candidates_of_a_prompt_have_different_seeds_and_pictures(items: list[GenerationItem]) -> None:
