@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling
+from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings
 from asg_core.method.prompts import CAPTION_PROMPT, QUESTION_PROMPT, SPEC_PROMPT
 
 QUESTIONS = ("What colour is the large bird?", "What stands behind the table?", "Where is the red cup?")
@@ -35,10 +35,11 @@ def scripted_text(backbone: Backbone) -> Iterator[None]:
 def _read(
     complete: Callable[..., list[TextSample]],
     requests: Sequence[TextRequest],
-    sampling: TextSampling,
-    **role: Role | None,
+    sampling: TextSamplings,
+    *role: Role | None,
+    **named: Role | None,
 ) -> list[TextSample]:
-    return [_scripted(sample) for sample in complete(requests, sampling, **role)]
+    return [_scripted(sample) for sample in complete(requests, sampling, *role, **named)]
 
 
 def _scripted(sample: TextSample) -> TextSample:
