@@ -22,7 +22,7 @@ def test_paper_map_names_the_right_file_and_line() -> None:
 
 
 def test_every_metric_key_is_documented() -> None:
-    from asg_core.training.alarms import generation_metrics, understanding_metrics
+    from asg_core.training.metrics import generation_metrics, understanding_metrics
 
     page = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
     assert [key for key in {**understanding_metrics([]), **generation_metrics([])} if f"`{key}`" not in page] == []
@@ -32,9 +32,9 @@ def test_every_alarm_is_documented() -> None:
     import inspect
     import re
 
-    from asg_core.training import alarms as monitor
+    from asg_core.training import alarms
 
-    names = re.findall(r'self\._(?:above|below)\("([a-z-]+)"', inspect.getsource(monitor))
+    names = re.findall(r'self\._(?:above|below)\("([a-z-]+)"', inspect.getsource(alarms))
     page = (ROOT / "docs" / "alarms.md").read_text(encoding="utf-8")
     assert len(names) == 6
     assert [name for name in names if f"`{name}`" not in page] == []
