@@ -221,7 +221,7 @@ def test_a_denoising_step_fetches_nothing(name: str, pictures: int) -> None:
 def test_a_scale_fetches_once() -> None:
     """Beside that, each picture and what is stored of all."""
     reads = counts("vargpt")["long"]["reads"]
-    assert total(reads, "bits.py") == SCALES
+    assert total(reads, "sampling.py") == SCALES
     assert total(reads) == SCALES + 3 + 2, reads
 
 
