@@ -78,11 +78,15 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
         shard_base(backbone, accelerator.device, processes.count)
     check_free_space(out, backbone)
     folder = _open_folder(config, out, processes, resumed=resumed)
-    set_aside = _quarantine(folder, processes, display)
-    for file, why in bad:
-        set_aside(file, why)
-    pool = pool or _own_images(config, manifest, folder, processes, set_aside)
-    pool.on_quarantine = set_aside
+    try:
+        set_aside = _quarantine(folder, processes, display)
+        for file, why in bad:
+            set_aside(file, why)
+        pool = pool or _own_images(config, manifest, folder, processes, set_aside)
+        pool.on_quarantine = set_aside
+    except BaseException:
+        folder.close()
+        raise
     return RunSetup(config, manifest, backbone, accelerator, processes, folder, pool, display)
 
 

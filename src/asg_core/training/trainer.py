@@ -79,11 +79,11 @@ class Trainer:
         with stop_signals(_interrupt):
             self.setup = set_up(config, backbone, self.display, resumed=resumed)
         self.backbone, self.processes, self.folder = self.setup.backbone, self.setup.processes, self.setup.folder
-        self.state = TrainState(config, self.backbone, self.setup.pool, self.setup.accelerator)
-        self.checkpoints = CheckpointManager(self.folder.checkpoints, self.processes, self.display.message)
-        self.retry = MemoryRetry(config, self.state, self.checkpoints.save_alone, self.display.message)
         self._stepping = False
         try:
+            self.state = TrainState(config, self.backbone, self.setup.pool, self.setup.accelerator)
+            self.checkpoints = CheckpointManager(self.folder.checkpoints, self.processes, self.display.message)
+            self.retry = MemoryRetry(config, self.state, self.checkpoints.save_alone, self.display.message)
             # nothing of ours draws from the global generators, but a plugin may: each process has its own
             set_seed(config.seed, device_specific=True)
             if resumed:

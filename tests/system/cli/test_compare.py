@@ -15,20 +15,7 @@ from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.runs.configuration import load_run_config, write_run_config
 
-Call = Callable[..., str]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command that must succeed; returns its stdout."""
-
-    def run(*words: object) -> str:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
-
-    return run
+from .conftest import Call
 
 
 @pytest.fixture

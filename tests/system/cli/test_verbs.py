@@ -23,19 +23,6 @@ Json = Callable[..., Any]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must succeed; returns its stdout."""
-
-    def run(*words: object) -> str:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
-
-    return run
-
-
-@pytest.fixture
 def as_json(call: Callable[..., str]) -> Json:
     """The same with --json, parsed."""
     return lambda *words: json.loads(call(*words, "--json"))

@@ -241,3 +241,16 @@ def tiny(library: Library) -> Iterator[Backbone]:
     load = partial(load_backbone, "tiny", device="cpu", dtype="float32", lora=LoraSettings(rank=2, alpha=4.0))
     with library.lend("tiny, rank 2", load) as backbone:
         yield backbone
+
+
+@pytest.fixture
+def two(model: Any, tmp_path: Path) -> Path:
+    """A folder with the good checkpoints of steps 2 and 4."""
+    model.save(tmp_path / "c", 2)
+    model.save(tmp_path / "c", 4)
+    return tmp_path / "c"
+
+
+def names(folder: Path) -> list[str]:
+    """Names of what lies in ``folder``, sorted."""
+    return sorted(p.name for p in folder.iterdir())

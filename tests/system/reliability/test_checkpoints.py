@@ -18,19 +18,6 @@ import asg_core.training.checkpoint_files as checkpoint_files
 from asg_core.errors import CheckpointError
 from asg_core.training.checkpoint_files import is_good, newest_good, steps, verify
 
-
-@pytest.fixture
-def two(model: Any, tmp_path: Path) -> Path:
-    """A folder with the good checkpoints of steps 2 and 4."""
-    model.save(tmp_path / "c", 2)
-    model.save(tmp_path / "c", 4)
-    return tmp_path / "c"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
-
-
 FILES = (
     "manifest.json",
     "state.json",

@@ -14,17 +14,7 @@ import asg_core.training.checkpoint as checkpoint
 from asg_core.errors import CheckpointError
 from asg_core.training.checkpoint_files import is_good, newest_good, steps
 
-
-@pytest.fixture
-def two(model: Any, tmp_path: Path) -> Path:
-    """A folder with the good checkpoints of steps 2 and 4."""
-    model.save(tmp_path / "c", 2)
-    model.save(tmp_path / "c", 4)
-    return tmp_path / "c"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+from .conftest import names
 
 
 def test_a_good_checkpoint_of_the_same_step_is_left_as_it_is(two: Path, model: Any) -> None:

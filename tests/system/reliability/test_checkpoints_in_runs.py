@@ -14,9 +14,7 @@ from asg_core import RunConfig, Trainer
 from asg_core.backbones.interface import Role
 from asg_core.errors import CheckpointError, RunFolderError
 
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+from .conftest import names
 
 
 def test_a_run_whose_disk_is_full_for_a_while_warns_goes_on_and_saves_later(

@@ -25,20 +25,8 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training import checkpoint, checkpoint_files
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.state import TrainState
+from devkit.json_values import json_values
 from devkit.sizes import fuzz
-
-json_values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(2**70), 2**70),
-        st.floats(),
-        st.text(max_size=8),
-        st.sampled_from(["../x", "/etc/passwd", "state.json", "proposer", "MT19937"]),
-    ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
-    max_leaves=6,
-)
 
 
 @pytest.fixture(scope="module")

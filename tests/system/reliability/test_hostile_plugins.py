@@ -15,21 +15,8 @@ from hypothesis import strategies as st
 
 from asg_core.backbones.registry import find_manifest, list_plugins
 from asg_core.errors import PluginError
+from devkit.json_values import json_values
 from devkit.sizes import fuzz
-
-json_values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(2**70), 2**70),
-        st.floats(),
-        st.text(max_size=8),
-        st.sampled_from(["../x", "/etc/passwd", "state.json", "proposer", "MT19937"]),
-    ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
-    max_leaves=6,
-)
-
 
 names = st.one_of(
     st.text(max_size=12), st.sampled_from(["tiny", "asg_core", "", " ", "*", "a.b", "../x", "<b>", "x" * 300])

@@ -147,3 +147,17 @@ def test_a_tracker_that_is_not_installed_is_one_clear_error(
     monkeypatch.setattr(asg_core.training.preflight, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asg-core\[wandb\]'"):
         Trainer(start(trackers=("wandb",))).run()
+
+
+def test_a_start_that_fails_after_the_folder_was_opened_lets_go_of_it(
+    start: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while somebody still holds the error, as a notebook does."""
+    config = start(steps=1)
+    for name in ("TrainState", "check_consistency"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"asg_core.training.trainer.{name}", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError) as held:
+                Trainer(config) if name == "TrainState" else Trainer.resume(Path(str(config.out)))
+        assert held.value
+    assert Trainer.resume(Path(str(config.out))).run().steps_done == 1
