@@ -58,7 +58,7 @@ def images(scenes: Path) -> list[PoolImage]:
     return [PoolImage(p, Image.open(p).convert("RGB")) for p in files]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> RunConfig:
     """A small configuration with learning rates that move something in one step."""
     return RunConfig.model_validate(

@@ -16,6 +16,7 @@ from asg_core.backbones.interface import Role
 from asg_core.errors import OutOfMemory, TrainingStopped
 from asg_core.runs.console import TrainingDisplay
 from asg_core.training.checkpoint_files import newest_good
+from devkit.sizes import at_full_size
 
 
 def bits(trainer: Trainer) -> dict[str, bytes]:
@@ -110,10 +111,12 @@ PLACES = [
     ("gradient", "generation"),
     ("moment", "generation"),
 ]
+BOTH = (math.nan, math.inf)
+ONE_EACH = [(*place, BOTH[i % 2]) for i, place in enumerate(PLACES)]
+THE_OTHERS = [(*place, BOTH[1 - i % 2]) for i, place in enumerate(PLACES)]
 
 
-@pytest.mark.parametrize(("place", "mode"), PLACES)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("place", "mode", "value"), at_full_size(ONE_EACH, THE_OTHERS))
 def test_non_finite_values_change_no_bit_are_counted_shown_and_stop_the_run(
     place: str, mode: str, value: float, small: Callable[..., RunConfig], metrics: Any
 ) -> None:
@@ -193,19 +196,22 @@ def failing(error: Exception, at_step: int, role: Role | None) -> Callable[..., 
     return call
 
 
-OUT_OF_MEMORY = [
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+FAILURES = [
+    ("token_logits", 3, Role.SOLVER, torch.OutOfMemoryError("CUDA out of memory")),  # the Proposer has moved by then
+    ("generation_loss", 4, None, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")),
+    ("generate", 4, None, CUBLAS),
+    ("ask", 3, None, ZeroDivisionError("a defect of the plugin")),
+]
+MORE_FAILURES = [
     ("ask", 3, None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
     ("solve", 3, None, RuntimeError("MPS backend out of memory")),
-    ("generate", 4, None, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
-    ("token_logits", 3, Role.SOLVER, torch.OutOfMemoryError("CUDA out of memory")),  # the Proposer has moved by then
     ("generate", 4, None, MemoryError()),
-    ("generation_loss", 4, None, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")),
     ("embed", 4, None, torch.OutOfMemoryError("HIP out of memory")),
-    ("ask", 3, None, ZeroDivisionError("a defect of the plugin")),
 ]
 
 
-@pytest.mark.parametrize(("name", "step", "role", "error"), OUT_OF_MEMORY)
+@pytest.mark.parametrize(("name", "step", "role", "error"), at_full_size(FAILURES, MORE_FAILURES))
 def test_a_step_that_fails_leaves_the_state_of_the_step_before_saved(
     name: str,
     step: int,

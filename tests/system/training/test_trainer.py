@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,31 @@ from asg_core.errors import CheckpointError
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.folder import read_json_lines
 from asg_core.training.checkpoint_files import newest_good
+from asg_core.training.finish import RunSummary
 
 
 @pytest.fixture
 def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     """A configuration for one run in ``tmp_path``."""
+    return partial(settings, config, scenes, tmp_path)
 
-    def make(out: str = "run", **changes: Any) -> RunConfig:
-        return RunConfig.model_validate(
-            {**config.model_dump(), "images": scenes, "out": tmp_path / out, "checkpoint_every_steps": 2, **changes}
-        )
 
-    return make
+def settings(config: RunConfig, scenes: Path, folder: Path, /, out: str = "run", **changes: Any) -> RunConfig:
+    """``config`` for a run in ``folder``."""
+    own = {"images": scenes, "out": folder / out, "checkpoint_every_steps": 2, "sample_every_steps": 1}
+    return RunConfig.model_validate({**config.model_dump(), **own, **changes})
+
+
+@pytest.fixture(scope="module")
+def straight(config: RunConfig, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
+    """A finished run of seven steps, to look at: its folder is not to be changed."""
+    return Trainer(settings(config, scenes, tmp_path_factory.mktemp("straight"), steps=7)).run()
+
+
+@pytest.fixture
+def copied(straight: RunSummary, tmp_path: Path) -> Path:
+    """A copy of its folder, to damage."""
+    return shutil.copytree(straight.out, tmp_path / "copied")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -48,6 +63,14 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def assert_equal_tensors(one: Path, other: Path) -> None:
+    """Both folders hold the same tensors, bit for bit."""
+    a, b = tensors(one), tensors(other)
+    assert a
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 class StopAfter(TrainingDisplay):
     """A display that behaves like a person who presses Ctrl-C during a step."""
 
@@ -61,14 +84,13 @@ class StopAfter(TrainingDisplay):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_run_folder_holds_all_that_is_promised(start: Callable[..., RunConfig]) -> None:
-    summary = Trainer(start(sample_every_steps=1)).run()
-    out = summary.out
-    assert summary.steps_done == 5
+def test_a_run_folder_holds_all_that_is_promised(straight: RunSummary) -> None:
+    out = straight.out
+    assert straight.steps_done == 7
     records = metrics(out)
-    assert [(r["step"], r["kind"][0]) for r in records] == list(zip(range(1, 6), "uuugg", strict=True))
+    assert [(r["step"], r["kind"][0]) for r in records] == list(zip(range(1, 8), "uuugguu", strict=True))
     assert (out / "report.html").stat().st_size > 10_000
-    assert json.loads((out / "summary.json").read_text())["steps_done"] == 5
+    assert json.loads((out / "summary.json").read_text())["steps_done"] == 7
     for role in Role:
         assert {p.name for p in (out / "adapters" / role.value).iterdir()} == {
             "adapter_config.json",
@@ -86,16 +108,14 @@ def test_a_run_folder_holds_all_that_is_promised(start: Callable[..., RunConfig]
         assert {"reward", "s_fid", "s_cyc", "s_div", "s_ctr"} <= set(c)
 
 
-def test_nothing_in_a_run_folder_is_a_pickle(start: Callable[..., RunConfig]) -> None:
-    out = Trainer(start(steps=2)).run().out
-    suffixes = {p.suffix for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+def test_nothing_in_a_run_folder_is_a_pickle(straight: RunSummary) -> None:
+    suffixes = {p.suffix for p in straight.out.rglob("*") if p.is_file() and p.name != ".lock"}
     assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".png", ".html", ".md"}
 
 
-def test_all_three_roles_learn_in_one_cycle(start: Callable[..., RunConfig]) -> None:
-    out = Trainer(start()).run().out
+def test_all_three_roles_learn_in_one_cycle(straight: RunSummary) -> None:
     for role in Role:
-        weights = tensors(out / "adapters" / role.value)
+        weights = tensors(straight.out / "adapters" / role.value)
         assert any("lora_B" in name and bool((w != 0).any()) for name, w in weights.items())
 
 
@@ -116,44 +136,37 @@ def test_only_roles_that_were_to_learn_count_as_never_updated(
     start: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
     frozen = {"optimizer": {"lr_proposer": 1e-3, "lr_solver": 0.0, "lr_generator": 1e-3}}
-    learned = Trainer(start("learned", schedule={"mode": "understanding"}, **frozen, steps=2)).run()
-    resumed = Trainer.resume(learned.out, steps=2).run()
+    learned = Trainer(start("learned", schedule={"mode": "understanding"}, **frozen, steps=1)).run()
+    resumed = Trainer.resume(learned.out, steps=1).run()
     assert learned.never_updated == resumed.never_updated == ()
     assert json.loads((learned.out / "summary.json").read_text())["never_updated"] == []
     assert "never updated" not in capfd.readouterr().err + learned.report.read_text(encoding="utf-8")
 
 
-def test_the_same_configuration_gives_the_same_run(start: Callable[..., RunConfig]) -> None:
-    a, b = Trainer(start("a")).run().out, Trainer(start("b")).run().out
-    assert metrics(a) == metrics(b)
-    one, two = tensors(a / "adapters"), tensors(b / "adapters")
-    assert all(torch.equal(one[k], two[k]) for k in one)
+def test_the_same_configuration_gives_the_same_run(start: Callable[..., RunConfig], straight: RunSummary) -> None:
+    again = Trainer(start(steps=6)).run().out
+    assert metrics(again) == metrics(straight.out)[:6]
+    assert_equal_tensors(again / "checkpoints" / "step-000006", straight.out / "checkpoints" / "step-000006")
 
 
-def test_another_seed_gives_another_run(start: Callable[..., RunConfig]) -> None:
-    a, b = Trainer(start("a", steps=1)).run().out, Trainer(start("b", steps=1, seed=1)).run().out
-    assert metrics(a) != metrics(b)
+def test_another_seed_gives_another_run(start: Callable[..., RunConfig], straight: RunSummary) -> None:
+    assert metrics(Trainer(start(steps=1, seed=1)).run().out) != metrics(straight.out)[:1]
 
 
-def test_an_interrupted_and_resumed_run_equals_a_straight_one(start: Callable[..., RunConfig]) -> None:
-    straight = Trainer(start("straight", steps=7)).run().out
-    first = Trainer(start("resumed", steps=7), display=StopAfter(3)).run()
+def test_an_interrupted_and_resumed_run_equals_a_straight_one(
+    start: Callable[..., RunConfig], straight: RunSummary
+) -> None:
+    first = Trainer(start(steps=7), display=StopAfter(3)).run()
     assert first.interrupted
     assert first.steps_done == 3
     second = Trainer.resume(first.out).run()
     assert second.steps_done == 7
-    assert metrics(first.out) == metrics(straight)
-    one, two = tensors(straight / "adapters"), tensors(first.out / "adapters")
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    name = "checkpoints/step-000007"
-    one, two = tensors(straight / name), tensors(first.out / name)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    state = [json.loads((run / name / "state.json").read_text()) for run in (straight, first.out)]
-    assert {k: v for k, v in state[0].items() if k != "seconds"} == {
-        k: v for k, v in state[1].items() if k != "seconds"
-    }
+    assert metrics(first.out) == metrics(straight.out)
+    for name in ("adapters", "checkpoints/step-000007"):
+        assert_equal_tensors(first.out / name, straight.out / name)
+    saved = [run.out / "checkpoints" / "step-000007" / "state.json" for run in (straight, first)]
+    state, resumed = ({k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"} for file in saved)
+    assert state == resumed
 
 
 class StopAtOnce(TrainingDisplay):
@@ -177,24 +190,23 @@ def test_an_interrupt_while_no_step_is_under_way_ends_at_once(start: Callable[..
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Callable[..., RunConfig]) -> None:
-    straight = Trainer(start("straight", steps=5)).run().out
-    out = Trainer(start("damaged", steps=4)).run().out
-    newest = out / "checkpoints" / "step-000004" / "optimizer-solver.safetensors"
+def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(straight: RunSummary, copied: Path) -> None:
+    newest = copied / "checkpoints" / "step-000007" / "optimizer-solver.safetensors"
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
-    found, _, errors = newest_good(out / "checkpoints")
-    assert found.name == "step-000002"
+    found, _, errors = newest_good(copied / "checkpoints")
+    assert found.name == "step-000006"
     assert "optimizer-solver.safetensors does not have the recorded sha256" in errors[0].why
-    Trainer.resume(out, steps=5).run()
-    assert metrics(out) == metrics(straight)
+    Trainer.resume(copied, steps=7).run()
+    assert metrics(copied) == metrics(straight.out)
+    assert_equal_tensors(copied / "checkpoints" / "step-000007", straight.out / "checkpoints" / "step-000007")
 
 
 @pytest.mark.parametrize("damage", ["manifest", "missing", "schema"])
-def test_a_checkpoint_counts_only_when_complete(damage: str, start: Callable[..., RunConfig]) -> None:
-    out = Trainer(start(steps=1, schedule={"mode": "understanding"})).run().out
-    step = out / "checkpoints" / "step-000001"
+def test_a_checkpoint_counts_only_when_complete(damage: str, copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints" / "step-000006")
+    step = copied / "checkpoints" / "step-000007"
     if damage == "manifest":
         (step / "manifest.json").unlink()
     elif damage == "missing":
@@ -203,17 +215,17 @@ def test_a_checkpoint_counts_only_when_complete(damage: str, start: Callable[...
         manifest = json.loads((step / "manifest.json").read_text())
         (step / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
-        newest_good(out / "checkpoints")
+        newest_good(copied / "checkpoints")
 
 
-def test_old_checkpoints_are_pruned_but_never_the_last(start: Callable[..., RunConfig]) -> None:
-    out = Trainer(start(steps=5, checkpoint_every_steps=1)).run().out
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
+def test_old_checkpoints_are_pruned_but_never_the_last(straight: RunSummary) -> None:
+    """Saved were steps 2, 4, 6 and 7."""
+    assert sorted(p.name for p in (straight.out / "checkpoints").iterdir()) == ["step-000006", "step-000007"]
 
 
 def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = Trainer(start(steps=2, trackers=("tensorboard",))).run().out
+    out = Trainer(start(steps=1, trackers=("tensorboard",))).run().out
     files = sorted(out.rglob("events.out.tfevents.*"), key=lambda f: f.stat().st_size)
     events = event_accumulator.EventAccumulator(str(files[-1]))
     events.Reload()
@@ -222,12 +234,12 @@ def test_a_tracker_gets_every_numeric_metric(start: Callable[..., RunConfig]) ->
     assert "reward_proposer" in events.Tags()["scalars"]
 
 
-def test_training_reads_nothing_but_pixels(start: Callable[..., RunConfig], scenes: Path, tmp_path: Path) -> None:
+def test_training_reads_nothing_but_pixels(
+    start: Callable[..., RunConfig], straight: RunSummary, scenes: Path, tmp_path: Path
+) -> None:
     """The same pixels under other file names and formats give the same run: no name or metadata is read."""
     renamed = tmp_path / "renamed"
     renamed.mkdir()
     for i, file in enumerate(sorted(p for p in scenes.rglob("*") if p.is_file())):
         Image.open(file).save(renamed / f"{i:06d}.bmp")
-    a = Trainer(start("a", steps=4)).run().out
-    b = Trainer(start("b", steps=4, images=renamed)).run().out
-    assert metrics(a) == metrics(b)
+    assert metrics(Trainer(start(steps=4, images=renamed)).run().out) == metrics(straight.out)[:4]
