@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asg_core.backbones import registry
-from asg_core.backbones.extensions import find_extension
+from asg_core.backbones.registry import find_extension
 from asg_core.backbones.hookspecs import ExtensionKind
 from asg_core.backbones.known_plugins import EXTENSIONS, LAB_FOLDER
 from asg_core.cli import main
