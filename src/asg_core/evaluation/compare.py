@@ -28,14 +28,10 @@ class ComparisonRow:
     """Before and after of one section or of one category in it. Scores are means in [0, 1].
 
     Attributes:
-        section: as in the items.
         category: as in the items, or "all" for the whole section, each item counting once.
         n: number of paired items.
-        before: mean score before.
-        after: mean score after.
         difference: after - before.
-        ci_low: lower end of the 95 % interval of the difference.
-        ci_high: upper end.
+        ci_low, ci_high: ends of the 95 % interval of the difference.
         p_value: two-sided, of no difference; 1 where no item changed.
     """
 
@@ -158,14 +154,12 @@ def _by_key(items: Sequence[EvalItem]) -> Mapping[tuple[str, str], EvalItem]:
 def _groups(items: Sequence[EvalItem]) -> dict[tuple[str, str], list[str]]:
     """Keys of the items of every row, sections and categories in order of first appearance."""
     groups: dict[tuple[str, str], list[str]] = {}
-    sections = dict.fromkeys(item.section for item in items)
-    for section in sections:
+    for section in dict.fromkeys(item.section for item in items):
         members = [item for item in items if item.section == section]
         groups[section, "all"] = [item.key for item in members]
         for item in members:
-            groups.setdefault((section, item.category), [])
             if item.category != "all":
-                groups[section, item.category].append(item.key)
+                groups.setdefault((section, item.category), []).append(item.key)
     return groups
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from asg_core.backbones import registry
-from asg_core.backbones.registry import find_extension
 from asg_core.backbones.hookspecs import ExtensionKind
 from asg_core.backbones.known_plugins import EXTENSIONS, LAB_FOLDER
+from asg_core.backbones.registry import find_extension
 from asg_core.cli import main
 from asg_core.errors import PluginError
 
