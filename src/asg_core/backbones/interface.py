@@ -206,21 +206,15 @@ class Backbone(ABC):
     ) -> list[TextSample]:
         """Complete each request as the Proposer. One request gives one sample, in order. No gradient.
 
-        Args:
-            requests: what to complete.
-            sampling: of all requests, or one each (:func:`broadcast_sampling`), so that sampled and greedy answers are
-                one batch.
-            role: whose adapter is on.
+        ``sampling`` is that of all requests, or one each (:func:`broadcast_sampling`), so that sampled and greedy
+        answers are one batch.
         """
 
     @abstractmethod
     def solve(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
-        """Complete each request as the Solver. One request gives one sample, in order. No gradient.
-
-        ``sampling`` as in :meth:`ask`.
-        """
+        """Complete each request as the Solver, as :meth:`ask` does as the Proposer."""
 
     @abstractmethod
     def token_logits(
@@ -240,12 +234,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
-        """Per-candidate loss under the Generator adapter; differentiable when grad mode is on.
+        """Loss of each candidate of :meth:`generate` under the Generator adapter; differentiable when grad mode is on.
 
-        Args:
-            samples: candidates as drawn by :meth:`generate`.
-            noise_seeds: one per sample; equal seeds give equal timestep and noise (METHOD: shared across the
-                candidates of one prompt). Token-based generators ignore them.
+        ``noise_seeds``, one per sample: equal seeds give equal timestep and noise (METHOD: shared across the candidates
+        of one prompt). Token-based generators ignore them.
         """
 
     @abstractmethod

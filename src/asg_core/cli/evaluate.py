@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
             "its plugin announces none",
             "score it on public benchmarks: asg eval --preset paper prints how",
         )
-    from asg_core.evaluation import EvalItem, EvaluationRequest
     from asg_core.evaluation.compare import compare, score_rows
+    from asg_core.evaluation.items import EvalItem, EvaluationRequest
     from asg_core.evaluation.protocol import evaluation_protocol
     from asg_core.evaluation.store import AFTER, BEFORE, store
 

@@ -37,7 +37,7 @@ def add_parser(verbs):
     parser.set_defaults(handler=lambda args: print("rounds", args.rounds) or 0)
 
 def evaluate(request):
-    from asg_core.evaluation import EvalItem
+    from asg_core.evaluation.items import EvalItem
     return [EvalItem("cards", "ace", str(i), float(request.trained)) for i in range(request.limit)]
 """
 

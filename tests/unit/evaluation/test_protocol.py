@@ -12,9 +12,9 @@ import torch
 
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.evaluation import EvalItem
 from asg_core.evaluation import protocol as module
 from asg_core.evaluation.digests import file_digest, weights_digest
+from asg_core.evaluation.items import EvalItem
 from asg_core.evaluation.protocol import (
     Items,
     Protocol,
