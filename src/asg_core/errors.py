@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class AsgError(Exception):
@@ -84,13 +83,6 @@ class ProcessError(AsgError):
     """Another process of the same run has ended, or no longer agrees with this one."""
 
     exit_code = 8
-
-
-def unwritable(out: Path, error: OSError) -> RunFolderError:
-    """What to raise where the folder of ``--out`` cannot be written."""
-    return RunFolderError(
-        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
-    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -59,7 +59,8 @@ def list_plugins() -> list[PluginRecord]:
     blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     taken: dict[str, str] = {}
     records = []
-    for record in sorted((_load(entry, blocked) for entry in _entries()), key=_order):
+    found = [_load(entry, blocked) for entry in _entries()]
+    for record in sorted(found, key=lambda r: (r.distribution != OWN_DISTRIBUTION, r.distribution, r.name)):
         repeated = [name for name in _announced(record) if name in taken]
         if repeated:
             why = f"{repeated[0]} is already provided by {taken[repeated[0]]}"
@@ -152,10 +153,6 @@ def _entries() -> list[EntryPoint]:
             except Exception:  # noqa: BLE001 - this is the one
                 continue
         return found
-
-
-def _order(record: PluginRecord) -> tuple[bool, str, str]:
-    return record.distribution != OWN_DISTRIBUTION, record.distribution, record.name
 
 
 def _package(entry: EntryPoint) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asg_core.errors import unwritable
+from asg_core.errors import RunFolderError
 from asg_core.runs.opening import OpenedModel, run_config_file
 from asg_core.runs.opening import open_model as open_with
 
@@ -78,6 +78,13 @@ def at_least_one(text: str) -> int:
 def print_json(value: Any) -> None:
     """Indented ASCII JSON on stdout; NaN is refused."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def unwritable(out: Path, error: OSError) -> RunFolderError:
+    """What to raise where the folder of ``--out`` cannot be written."""
+    return RunFolderError(
+        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+    )
 
 
 @contextmanager

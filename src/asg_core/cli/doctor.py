@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,12 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if a required package or every backbone is missing, or the disk is nearly full."""
     from asg_core.backbones.registry import list_plugins
-    from asg_core.backbones.requirements import installed_version, unmet_requirements
+    from asg_core.backbones.requirements import unmet_requirements
     from asg_core.cli.plugins import as_data
 
     unmet = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]
-    versions = {
-        "python": platform.python_version(),
-        "asg-core": __version__,
-        **{p: installed_version(p) for p in PACKAGES},
-    }
+    versions = {"python": platform.python_version(), "asg-core": __version__, **{p: _version(p) for p in PACKAGES}}
     disk = shutil.disk_usage(Path.cwd())
     report = {
         "versions": versions,
@@ -71,6 +68,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 1 if report["problems"] else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from asg_core.errors import RunFolderError, unwritable
+from asg_core.errors import RunFolderError
 from asg_core.evaluation.items import EvalItem
 from asg_core.evaluation.protocol import FILE, Protocol, ProtocolError, read_protocols, record_protocol
 from asg_core.runs.folder import write_json
@@ -42,7 +42,9 @@ def new_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise RunFolderError(
+            f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+        ) from error
 
 
 def store(folder: Path, score: Literal["before", "after"], items: Sequence[EvalItem], protocol: Protocol) -> None:
