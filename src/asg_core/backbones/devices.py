@@ -71,8 +71,7 @@ def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype
 
 
 def moved_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the CPU on ``device`` and, if given, as ``dtype``, without waiting for what the device still has to
-    do."""
+    """A CPU tensor on ``device``, as ``dtype`` if given, without waiting for what the device still has to do."""
     return tensor.to(device, dtype, non_blocking=device.type in _STAGING)
 
 

@@ -88,7 +88,6 @@ class TextSample:
     """A completion with everything captured while it was sampled. All sequences have one entry per token, T in all.
 
     Attributes:
-        request: what was asked.
         text: the decoded completion, without stop token, stripped of nothing else.
         token_ids: ids as sampled; includes the stop token when ``finish_reason == "stop"``. Never re-tokenised.
         pieces: text that each token contributes; ``"".join(pieces) == text`` (a stop token contributes "").
@@ -155,7 +154,6 @@ class ImageSample:
     """A drawn image and what is needed to score it again exactly, without going through pixels.
 
     Attributes:
-        request: what was asked.
         image: RGB.
         trajectory: backbone-private CPU tensors (final latent, codes, bits per scale); round-trips through safetensors.
         token_logprobs: (L,) nats of the sampled image tokens under the policy that ``generation_loss`` re-evaluates,

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from asg_core.config.lora import LoraSettings
-
-__all__ = ["PLUGIN_API", "BackboneManifest", "Capabilities", "LoadRequest", "LoraSettings"]
+from asg_core.config.lora import LoraSettings as LoraSettings
 
 PLUGIN_API = 1
 """Version of the plugin interface. A plugin whose manifest names another one is refused with both in the message."""
@@ -78,7 +76,6 @@ class LoadRequest(BaseModel, frozen=True, extra="forbid"):
         weights: directory of released weights, or None for embedded ones.
         device: torch device string, e.g. "cpu", "cuda", "cuda:1".
         dtype: dtype of the frozen base; adapters are float32 regardless.
-        lora: shape of the role adapters.
         options: validated instance of the manifest's options model, or None.
         seed: seeds the adapters' initialisation.
     """

@@ -24,11 +24,7 @@ def _passed_on(method: _Method) -> _Method:
 
 
 class BackboneProxy(Backbone):
-    """Passes every call on to ``inner``; subclass it to change some.
-
-    Args:
-        inner: does the work.
-    """
+    """Passes every call on to ``inner``; subclass it to change some."""
 
     def __init__(self, inner: Backbone) -> None:
         self.inner = inner

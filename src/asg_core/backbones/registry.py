@@ -8,7 +8,6 @@ Each entry point of the group ``asg_core`` is imported on its own. A plugin that
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,13 +35,11 @@ class PluginRecord:
 
     Attributes:
         name: of the entry point.
-        distribution: package that declares it.
-        version: of that package.
+        distribution, version: of the package that declares it.
         state: "ok"; "blocked" by the environment variable; "broken" (import error, bad manifest, unknown hook);
             "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
         reason: why the state is not "ok".
-        backbones: manifests that can be used; empty unless "ok".
-        extensions: what it adds to the command line; empty unless "ok".
+        backbones, extensions: what it provides; empty unless "ok".
     """
 
     name: str
@@ -184,7 +181,8 @@ def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
         wants = f"backbone {foreign.name!r} is for plugin interface {foreign.plugin_api}"
         return replace(record, state="incompatible", reason=f"{wants}, this asg_core has {PLUGIN_API}")
     found = replace(record, backbones=manifests, extensions=extensions)
-    twice = [name for name, count in Counter(_announced(found)).items() if count > 1]
+    names = _announced(found)
+    twice = [name for name in names if names.count(name) > 1]
     return replace(record, state="broken", reason=f"it announces {twice[0]} twice") if twice else found
 
 

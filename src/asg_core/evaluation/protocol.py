@@ -80,9 +80,7 @@ def make_protocol(
     """Everything that a score depends on, as JSON data.
 
     Args:
-        backbone: the model.
-        config: what it was loaded with; its weights, backbone options and seed are recorded.
-        items: what was scored or drawn.
+        config: what ``backbone`` was loaded with; its weights, backbone options and seed are recorded.
         trained: whether role adapters were on; their digests are recorded.
         sampling: how answers or images were sampled, as far as the caller decides it.
         judge: who or what scored; None if that comes later, in another environment.
