@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from packaging.version import Version
 
-from asg_core.backbones.requirements import installed_version
 from asg_core.errors import ConfigError
 from asg_core.planning import Accelerator, find_accelerator
 from gpu_rows import Row
@@ -38,7 +38,7 @@ def device_name(device: torch.device) -> str:
 
 def header(device: torch.device, scale: str, dtype: str, seconds: float) -> dict[str, object]:
     """Date, versions, device and circumstances of a run. What runs from a folder has no version."""
-    found = {package: installed_version(package) for package in PACKAGES}
+    found = {package: _installed(package) for package in PACKAGES}
     head: dict[str, object] = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {package: number for package, number in found.items() if number is not None},
@@ -52,6 +52,13 @@ def header(device: torch.device, scale: str, dtype: str, seconds: float) -> dict
     if transformers is not None and Version(transformers) < PACKED_QUERIES:
         head["warning"] = f"transformers {transformers} copies keys and values for every query head; use 5.23 or later"
     return head
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def markdown(results: Mapping[str, Sequence[Row]]) -> str:
