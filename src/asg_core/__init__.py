@@ -27,34 +27,24 @@ _LAZY = {
     "list_backbones": "asg_core.backbones.registry",
     "load_backbone": "asg_core.backbones.loading",
 }
-__all__ = [
-    "AsgError",
-    "Backbone",
-    "BackboneManifest",
-    "Capabilities",
-    "CausalBackbone",
-    "ImageRequest",
-    "ImageSampling",
-    "Role",
-    "RunConfig",
-    "TextRequest",
-    "TextSampling",
-    "Trainer",
-    "hookimpl",
-    "list_backbones",
-    "load_backbone",
-]
+__all__ = list(_LAZY)
 
 if TYPE_CHECKING:
-    from asg_core.backbones.hookspecs import hookimpl
-    from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, Role, TextRequest, TextSampling
-    from asg_core.backbones.loading import load_backbone
-    from asg_core.backbones.manifest import BackboneManifest, Capabilities
-    from asg_core.backbones.registry import list_backbones
-    from asg_core.config.schema import RunConfig
-    from asg_core.errors import AsgError
-    from asg_core.models.causal import CausalBackbone
-    from asg_core.training.trainer import Trainer
+    from asg_core.backbones.hookspecs import hookimpl as hookimpl
+    from asg_core.backbones.interface import Backbone as Backbone
+    from asg_core.backbones.interface import ImageRequest as ImageRequest
+    from asg_core.backbones.interface import ImageSampling as ImageSampling
+    from asg_core.backbones.interface import Role as Role
+    from asg_core.backbones.interface import TextRequest as TextRequest
+    from asg_core.backbones.interface import TextSampling as TextSampling
+    from asg_core.backbones.loading import load_backbone as load_backbone
+    from asg_core.backbones.manifest import BackboneManifest as BackboneManifest
+    from asg_core.backbones.manifest import Capabilities as Capabilities
+    from asg_core.backbones.registry import list_backbones as list_backbones
+    from asg_core.config.schema import RunConfig as RunConfig
+    from asg_core.errors import AsgError as AsgError
+    from asg_core.models.causal import CausalBackbone as CausalBackbone
+    from asg_core.training.trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from asg_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -23,8 +22,6 @@ def resolve_device(name: str) -> str:
     Raises:
         ConfigError: not a device name, or a device that this machine or this build of torch does not have.
     """
-    import torch
-
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -56,8 +53,6 @@ def avoid_cudnn_attention() -> None:
     Its bfloat16 gradients are NaN for some lengths once there is a mask (pytorch issue 196678, up to torch 2.13), and
     it plans anew for every length, of which decoding has one a token.
     """
-    import torch
-
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -66,22 +61,17 @@ def sum_in_float32() -> None:
 
     It splits the sums of long and thin products, as those of adapters are, and would round each part.
     """
-    import torch
-
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype | None = None) -> Tensor:
     """``torch.tensor(values, dtype=dtype)`` on ``device``, without waiting for what the device still has to do."""
-    import torch
-
     return moved_to(device, torch.tensor(values, dtype=dtype))
 
 
 def moved_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the CPU on ``device`` and, if given, as ``dtype``, without waiting for what the device still has to
-    do."""
+    """A CPU tensor on ``device``, as ``dtype`` if given, without waiting for what the device still has to do."""
     return tensor.to(device, dtype, non_blocking=device.type in _STAGING)
 
 

@@ -88,7 +88,6 @@ class TextSample:
     """A completion with everything captured while it was sampled. All sequences have one entry per token, T in all.
 
     Attributes:
-        request: what was asked.
         text: the decoded completion, without stop token, stripped of nothing else.
         token_ids: ids as sampled; includes the stop token when ``finish_reason == "stop"``. Never re-tokenised.
         pieces: text that each token contributes; ``"".join(pieces) == text`` (a stop token contributes "").
@@ -155,7 +154,6 @@ class ImageSample:
     """A drawn image and what is needed to score it again exactly, without going through pixels.
 
     Attributes:
-        request: what was asked.
         image: RGB.
         trajectory: backbone-private CPU tensors (final latent, codes, bits per scale); round-trips through safetensors.
         token_logprobs: (L,) nats of the sampled image tokens under the policy that ``generation_loss`` re-evaluates,
@@ -206,21 +204,15 @@ class Backbone(ABC):
     ) -> list[TextSample]:
         """Complete each request as the Proposer. One request gives one sample, in order. No gradient.
 
-        Args:
-            requests: what to complete.
-            sampling: of all requests, or one each (:func:`broadcast_sampling`), so that sampled and greedy answers are
-                one batch.
-            role: whose adapter is on.
+        ``sampling`` is that of all requests, or one each (:func:`broadcast_sampling`), so that sampled and greedy
+        answers are one batch.
         """
 
     @abstractmethod
     def solve(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
-        """Complete each request as the Solver. One request gives one sample, in order. No gradient.
-
-        ``sampling`` as in :meth:`ask`.
-        """
+        """Complete each request as the Solver, as :meth:`ask` does as the Proposer."""
 
     @abstractmethod
     def token_logits(
@@ -240,12 +232,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
-        """Per-candidate loss under the Generator adapter; differentiable when grad mode is on.
+        """Loss of each candidate of :meth:`generate` under the Generator adapter; differentiable when grad mode is on.
 
-        Args:
-            samples: candidates as drawn by :meth:`generate`.
-            noise_seeds: one per sample; equal seeds give equal timestep and noise (METHOD: shared across the
-                candidates of one prompt). Token-based generators ignore them.
+        ``noise_seeds``, one per sample: equal seeds give equal timestep and noise (METHOD: shared across the candidates
+        of one prompt). Token-based generators ignore them.
         """
 
     @abstractmethod

@@ -27,22 +27,14 @@ EXTENSIONS = {
 """Kind -> name -> one line, of the extensions that the plugin :data:`LAB` in :data:`LAB_FOLDER` provides."""
 
 
-def how_to_get(backbone: str, installed: Collection[str]) -> str:
-    """What to do about a backbone that no installed plugin provides: its install line, or that of the nearest name.
+def how_to_get(name: str, installed: Collection[str], folders: Mapping[str, str]) -> str:
+    """What to do about a name that no installed plugin provides: its install line, or that of the nearest name.
 
     Args:
-        backbone: the name that was asked for.
-        installed: backbones that can be used.
+        name: what was asked for.
+        installed: what can be used.
+        folders: name -> folder in the repository, of what could be installed.
     """
-    return _how_to_get(backbone, installed, FOLDERS)
-
-
-def how_to_get_extension(kind: str, name: str, installed: Collection[str]) -> str:
-    """The same for an extension of the kind ``kind``."""
-    return _how_to_get(name, installed, dict.fromkeys(EXTENSIONS[kind], LAB_FOLDER))
-
-
-def _how_to_get(name: str, installed: Collection[str], folders: Mapping[str, str]) -> str:
     near = nearest(name, {*installed, *folders})
     if near is None or near not in folders or near in installed:
         return f"{did_you_mean(name, installed)} asg plugins lists what is installed."

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import BackboneManifest, LoadRequest, LoraSettings
-from asg_core.backbones.registry import find_manifest, import_remedy, one_line, resolve
+from asg_core.backbones.registry import find_manifest, plugin_errors, resolve
 from asg_core.config.validation import validate
-from asg_core.errors import AsgError, CapabilityError, ConfigError, PluginError, WeightsError
-
-if TYPE_CHECKING:
-    from asg_core.backbones.interface import Backbone
+from asg_core.errors import CapabilityError, ConfigError, PluginError, WeightsError
 
 
 def load_backbone(
@@ -42,7 +40,7 @@ def load_backbone(
         PluginError: no such backbone, or its code fails. ConfigError: bad options or device.
         WeightsError: weights missing. CapabilityError: checkpointing asked of a backbone without it.
     """
-    from asg_core.backbones.devices import resolve_device, resolve_dtype
+    from asg_core.backbones.devices import resolve_device, resolve_dtype  # torch, which takes seconds
 
     manifest = find_manifest(name)
     folder = check_weights(manifest, weights)
@@ -62,23 +60,11 @@ def load_backbone(
         options=validate_options(manifest, options or {}),
         seed=seed,
     )
-    return _made(manifest, request)
-
-
-def _made(manifest: BackboneManifest, request: LoadRequest) -> Backbone:
-    from asg_core.backbones.interface import Backbone
-
-    factory = resolve(manifest.factory)
-    try:
-        backbone = factory(request)
-    except AsgError:
-        raise
-    except Exception as error:  # plugin code: whatever it raises becomes one typed error
-        what = f"backbone {manifest.name!r} could not be loaded"
-        raise PluginError(what, one_line(error), import_remedy(error)) from error
+    with plugin_errors(f"backbone {name!r} could not be loaded"):
+        backbone = resolve(manifest.factory)(request)
     if not isinstance(backbone, Backbone):
         raise PluginError(
-            f"backbone {manifest.name!r} is not a Backbone",
+            f"backbone {name!r} is not a Backbone",
             f"{manifest.factory} returned {type(backbone).__name__}",
             "report this to the plugin's author",
         )

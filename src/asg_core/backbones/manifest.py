@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from asg_core.config.lora import LoraSettings
-
-__all__ = ["PLUGIN_API", "BackboneManifest", "Capabilities", "LoadRequest", "LoraSettings"]
+from asg_core.config.lora import LoraSettings as LoraSettings
 
 PLUGIN_API = 1
 """Version of the plugin interface. A plugin whose manifest names another one is refused with both in the message."""
 
-_TARGET = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""``module:name``, imported only when it is needed."""
 
 
-class Capabilities(BaseModel):
+class Capabilities(BaseModel, frozen=True, extra="forbid"):
     """What a backbone can do. False must raise CapabilityError when called, True must pass the conformance checks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: bool = Field(True, description="ask, solve and token_logits work")
     image_loss: Literal["flow", "tokens"] | None = Field(
@@ -32,75 +29,56 @@ class Capabilities(BaseModel):
     )
 
 
-class BackboneManifest(BaseModel):
+class BackboneManifest(BaseModel, frozen=True, extra="forbid"):
     """One backbone as its plugin announces it. Targets are resolved only when the backbone is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="what users write after backbone=")
     summary: str = Field(description="one line")
     plugin_api: int = Field(PLUGIN_API, description="version of the plugin interface it was written for")
     licence: str = Field(description="licence of the weights")
     capabilities: Capabilities
-    factory: str = Field(
-        pattern=_TARGET,
-        description="module:function(LoadRequest) -> Backbone",
-    )
-    options: str | None = Field(
-        None, pattern=_TARGET, description="module:PydanticModel of the backbone's own settings (backbone_options=...)"
+    factory: Target = Field(description="module:function(LoadRequest) -> Backbone")
+    options: Target | None = Field(
+        None, description="module:PydanticModel of the backbone's own settings (backbone_options=...)"
     )
     weights_embedded: bool = Field(False, description="true if it loads without weights=DIR")
-    images: str | None = Field(
-        None,
-        pattern=_TARGET,
-        description="module:function(directory, seed) that writes an unlabeled image folder, used without images=",
+    images: Target | None = Field(
+        None, description="module:function(directory, seed) that writes an unlabeled image folder, used without images="
     )
-    evaluation: str | None = Field(
-        None, pattern=_TARGET, description="module:function(EvaluationRequest) -> list[EvalItem], a held-out evaluation"
+    evaluation: Target | None = Field(
+        None, description="module:function(EvaluationRequest) -> list[EvalItem], a held-out evaluation"
     )
-    truth: str | None = Field(
-        None,
-        pattern=_TARGET,
-        description="module:class(seed) -> KnownWorld, what is true of the backbone's own images; studies only",
+    truth: Target | None = Field(
+        None, description="module:class(seed) -> KnownWorld, what is true of the backbone's own images; studies only"
     )
-    vocabulary: str | None = Field(
-        None,
-        pattern=_TARGET,
-        description="module:function() -> frozenset of the lower-case words it can read and write; none: any text",
+    vocabulary: Target | None = Field(
+        None, description="module:function() -> frozenset of the lower-case words it can read and write; none: any text"
     )
-    parity: str | None = Field(
-        None,
-        pattern=_TARGET,
-        description="module:function(ParityRun) that replays recorded cases of the original implementation",
+    parity: Target | None = Field(
+        None, description="module:function(ParityRun) that replays recorded cases of the original implementation"
     )
-    export: str | None = Field(
+    export: Target | None = Field(
         None,
-        pattern=_TARGET,
         description="module:function(backbone, weights, directory, roles, *, float32) -> ExportReport, merges adapters",
     )
-    plan: str | None = Field(
-        None,
-        pattern=_TARGET,
-        description="module:function(LoadRequest) -> ModelShape, what asg plan counts from; reads no tensor",
+    plan: Target | None = Field(
+        None, description="module:function(LoadRequest) -> ModelShape, what asg plan counts from; reads no tensor"
     )
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="recommended RunConfig values for this backbone, below YAML and command line"
     )
 
 
-class LoadRequest(BaseModel):
+class LoadRequest(BaseModel, frozen=True, extra="forbid"):
     """What a backbone factory receives.
 
     Attributes:
         weights: directory of released weights, or None for embedded ones.
         device: torch device string, e.g. "cpu", "cuda", "cuda:1".
         dtype: dtype of the frozen base; adapters are float32 regardless.
-        lora: shape of the role adapters.
         options: validated instance of the manifest's options model, or None.
         seed: seeds the adapters' initialisation.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     weights: Path | None = None
     device: str = "cpu"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class BackboneOptions(BaseModel):
+class BackboneOptions(BaseModel, frozen=True, extra="forbid", validate_default=True):
     """Base of ``backbone_options``: frozen, unknown keys refused. Hand its values on to ``CausalBackbone``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     compile_decode: bool = Field(
         False,

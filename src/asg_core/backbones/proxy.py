@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
-from PIL.Image import Image
-from torch import Tensor, nn
 
-from asg_core.backbones.interface import (
-    Backbone,
-    GenerationLoss,
-    ImageRequest,
-    ImageSample,
-    ImageSampling,
-    Role,
-    TextRequest,
-    TextSample,
-    TextSamplings,
-    TokenLogits,
-)
+from asg_core.backbones.interface import Backbone
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _passed_on(method: _Method) -> _Method:
+    """The same method of ``inner``, as a method of the proxy."""
+
+    @wraps(method, updated=())  # not its __dict__, which says that it is abstract
+    def call(proxy: BackboneProxy, *args: Any, **kwargs: Any) -> Any:
+        return getattr(proxy.inner, method.__name__)(*args, **kwargs)
+
+    return cast(_Method, call)
 
 
 class BackboneProxy(Backbone):
-    """Passes every call on to ``inner``; subclass it to change some.
-
-    Args:
-        inner: does the work.
-    """
+    """Passes every call on to ``inner``; subclass it to change some."""
 
     def __init__(self, inner: Backbone) -> None:
         self.inner = inner
@@ -44,67 +40,21 @@ class BackboneProxy(Backbone):
         """Of ``inner``."""
         return self.inner.dtype
 
-    def ask(
-        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self.inner.ask(requests, sampling, role)
-
-    def solve(
-        self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
-    ) -> list[TextSample]:
-        """See Backbone."""
-        return self.inner.solve(requests, sampling, role)
-
-    def token_logits(
-        self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
-    ) -> list[TokenLogits]:
-        """See Backbone."""
-        return self.inner.token_logits(samples, role, base=base, logits=logits)
-
-    def generate(
-        self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
-    ) -> list[ImageSample]:
-        """See Backbone."""
-        return self.inner.generate(requests, sampling, role)
-
-    def generation_loss(self, samples: Sequence[ImageSample], noise_seeds: Sequence[int]) -> GenerationLoss:
-        """See Backbone."""
-        return self.inner.generation_loss(samples, noise_seeds)
-
-    def embed(self, items: Sequence[Image | str]) -> Tensor:
-        """See Backbone."""
-        return self.inner.embed(items)
-
-    def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
-        """See Backbone."""
-        self.inner.prefill(images, roles)
-
-    def release_memory(self) -> None:
-        """See Backbone."""
-        self.inner.release_memory()
-
     @property
     def runs_compiled(self) -> bool:
-        """See Backbone."""
+        """Of ``inner``."""
         return self.inner.runs_compiled
 
-    def as_drawn(self, request: ImageRequest, image: Image) -> ImageSample:
-        """See Backbone."""
-        return self.inner.as_drawn(request, image)
-
-    def shardable(self) -> tuple[nn.Module, Sequence[nn.Module]] | None:
-        """See Backbone."""
-        return self.inner.shardable()
-
-    def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
-        return self.inner.trainable(role)
-
-    def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.inner.save_role(role, directory)
-
-    def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
-        self.inner.load_role(role, directory)
+    ask = _passed_on(Backbone.ask)
+    solve = _passed_on(Backbone.solve)
+    token_logits = _passed_on(Backbone.token_logits)
+    generate = _passed_on(Backbone.generate)
+    generation_loss = _passed_on(Backbone.generation_loss)
+    embed = _passed_on(Backbone.embed)
+    prefill = _passed_on(Backbone.prefill)
+    release_memory = _passed_on(Backbone.release_memory)
+    as_drawn = _passed_on(Backbone.as_drawn)
+    shardable = _passed_on(Backbone.shardable)
+    trainable = _passed_on(Backbone.trainable)
+    save_role = _passed_on(Backbone.save_role)
+    load_role = _passed_on(Backbone.load_role)

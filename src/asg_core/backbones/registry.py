@@ -1,4 +1,4 @@
-"""Discovery and isolation of backbone plugins.
+"""Discovery and isolation of plugins: what they provide, found by name, or answered with the line that installs it.
 
 Each entry point of the group ``asg_core`` is imported on its own. A plugin that cannot be used becomes a
 :class:`PluginRecord` that says why; it never hurts another one, and fails a command only when it is the one asked for.
@@ -8,23 +8,20 @@ Each entry point of the group ``asg_core`` is imported on its own. A plugin that
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pluggy
 
 from asg_core.backbones import hookspecs
-from asg_core.backbones.hookspecs import Extension
-from asg_core.backbones.known_plugins import how_to_get
+from asg_core.backbones.hookspecs import Extension, ExtensionKind
+from asg_core.backbones.known_plugins import EXTENSIONS, FOLDERS, LAB, LAB_FOLDER, how_to_get
 from asg_core.backbones.manifest import PLUGIN_API, BackboneManifest
 from asg_core.errors import AsgError, PluginError
-
-if TYPE_CHECKING:
-    pass
 
 DISABLE_VARIABLE = "ASG_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "asg-core"
@@ -38,13 +35,11 @@ class PluginRecord:
 
     Attributes:
         name: of the entry point.
-        distribution: package that declares it, and its version.
-        version: of that package.
+        distribution, version: of the package that declares it.
         state: "ok"; "blocked" by the environment variable; "broken" (import error, bad manifest, unknown hook);
             "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
         reason: why the state is not "ok".
-        backbones: manifests that can be used; empty unless "ok".
-        extensions: what it adds to the command line; empty unless "ok".
+        backbones, extensions: what it provides; empty unless "ok".
     """
 
     name: str
@@ -61,8 +56,8 @@ def list_plugins() -> list[PluginRecord]:
     blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     taken: dict[str, str] = {}
     records = []
-    for entry in sorted(_entries(), key=_order):
-        record = _load(entry, blocked)
+    found = [_load(entry, blocked) for entry in _entries()]
+    for record in sorted(found, key=lambda r: (r.distribution != OWN_DISTRIBUTION, r.distribution, r.name)):
         repeated = [name for name in _announced(record) if name in taken]
         if repeated:
             why = f"{repeated[0]} is already provided by {taken[repeated[0]]}"
@@ -83,16 +78,40 @@ def find_manifest(name: str) -> BackboneManifest:
     Raises:
         PluginError: no usable plugin does; says what is wrong with the one that was meant to, or how to install it.
     """
-    records = list_plugins()
-    known = {manifest.name: manifest for record in records for manifest in record.backbones}
+    known = {manifest.name: manifest for record in list_plugins() for manifest in record.backbones}
     if name in known:
         return known[name]
-    for record in records:
-        if record.name == name and record.state != "ok":
-            raise PluginError(
-                f"backbone {name!r} cannot be used: its plugin is {record.state}", str(record.reason), remedy(record)
-            )
-    raise PluginError(f"backbone {name!r} is not installed", nobody_provides_it(records), how_to_get(name, known))
+    raise _missing(f"backbone {name!r}", name, how_to_get(name, known, FOLDERS))
+
+
+def installed_extensions(kind: ExtensionKind) -> dict[str, Extension]:
+    """The extensions of one kind that usable plugins provide, by name."""
+    return {e.name: e for record in list_plugins() for e in record.extensions if e.kind == kind}
+
+
+def find_extension(kind: ExtensionKind, name: str) -> Extension:
+    """The extension that an installed plugin provides. Raises PluginError as :func:`find_manifest` does."""
+    known = installed_extensions(kind)
+    if name in known:
+        return known[name]
+    fix = how_to_get(name, known, dict.fromkeys(EXTENSIONS[kind], LAB_FOLDER))
+    raise _missing(Extension(kind, name, "").command, LAB if name in EXTENSIONS[kind] else None, fix)
+
+
+def load_extension(kind: ExtensionKind, name: str) -> Any:
+    """The function behind an extension. Raises PluginError as :func:`find_extension` does, or if its import fails."""
+    return resolve(find_extension(kind, name).target)
+
+
+def _missing(what: str, plugin: str | None, fix: str) -> PluginError:
+    """Why nothing provides ``what``: the plugin of this name, which is to, cannot be used, or there is none."""
+    unusable = [record for record in list_plugins() if record.state != "ok"]
+    for record in unusable:
+        if record.name == plugin:
+            cannot = f"{what} cannot be used: its plugin is {record.state}"
+            return PluginError(cannot, str(record.reason), _remedy(record))
+    others = "".join(f"; {record.name} is {record.state} ({record.reason})" for record in unusable)
+    return PluginError(f"{what} is not installed", f"no usable plugin provides it{others}", fix)
 
 
 def resolve(target: str) -> Any:
@@ -102,14 +121,22 @@ def resolve(target: str) -> Any:
         PluginError: the module cannot be imported or has no such name.
     """
     module, _, attribute = target.partition(":")
-    try:
+    with plugin_errors(f"{target!r}, which a plugin names, cannot be imported"):
         return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def plugin_errors(what: str) -> Iterator[None]:
+    """Inside, code of a plugin runs: whatever it raises becomes one typed error, which says ``what`` happened."""
+    try:
+        yield
     except AsgError:
         raise
-    except Exception as error:  # plugin code: whatever it raises becomes one typed error
-        raise PluginError(
-            f"{target!r}, which a plugin names, cannot be imported", one_line(error), import_remedy(error)
-        ) from error
+    except Exception as error:
+        fix = "set ASG_DEBUG=1 to see the traceback; if it is not your setup, report it to the plugin's author"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            fix = f"install the package that provides the module {error.name!r}, or report it to the plugin's author"
+        raise PluginError(what, _one_line(error), fix) from error
 
 
 def _entries() -> list[EntryPoint]:
@@ -123,11 +150,6 @@ def _entries() -> list[EntryPoint]:
             except Exception:  # noqa: BLE001 - this is the one
                 continue
         return found
-
-
-def _order(entry: EntryPoint) -> tuple[bool, str, str]:
-    distribution = _package(entry)[0]
-    return distribution != OWN_DISTRIBUTION, distribution, entry.name
 
 
 def _package(entry: EntryPoint) -> tuple[str, str]:
@@ -153,13 +175,14 @@ def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
         manifests = _answers(manager.hook.asg_backbones(), BackboneManifest, "asg_backbones")
         extensions = _answers(manager.hook.asg_extensions(), Extension, "asg_extensions")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - isolation: a broken plugin must not hurt the others
-        return replace(record, state="broken", reason=one_line(error))
+        return replace(record, state="broken", reason=_one_line(error))
     foreign = next((m for m in manifests if m.plugin_api != PLUGIN_API), None)
     if foreign is not None:
         wants = f"backbone {foreign.name!r} is for plugin interface {foreign.plugin_api}"
         return replace(record, state="incompatible", reason=f"{wants}, this asg_core has {PLUGIN_API}")
     found = replace(record, backbones=manifests, extensions=extensions)
-    twice = [name for name, count in Counter(_announced(found)).items() if count > 1]
+    names = _announced(found)
+    twice = [name for name in names if names.count(name) > 1]
     return replace(record, state="broken", reason=f"it announces {twice[0]} twice") if twice else found
 
 
@@ -177,25 +200,12 @@ def _announced(record: PluginRecord) -> list[str]:
     return [f"backbone {m.name!r}" for m in record.backbones] + [f"{e.kind} {e.name!r}" for e in record.extensions]
 
 
-def one_line(error: BaseException) -> str:
-    """Return type and message of ``error`` on one line."""
+def _one_line(error: BaseException) -> str:
+    """Type and message of ``error``."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def import_remedy(error: BaseException) -> str:
-    """Return what to do about an error that importing or running a plugin raised."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"install the package that provides the module {error.name!r}, or report it to the plugin's author"
-    return "set ASG_DEBUG=1 to see the traceback; if it is not your setup, report it to the plugin's author"
-
-
-def nobody_provides_it(records: Iterable[PluginRecord]) -> str:
-    """Why something is not installed: no plugin has it, and these plugins cannot be used."""
-    unusable = [f"{r.name} is {r.state} ({r.reason})" for r in records if r.state != "ok"]
-    return "no usable plugin provides it" + "".join(f"; {line}" for line in unusable)
-
-
-def remedy(record: PluginRecord) -> str:
+def _remedy(record: PluginRecord) -> str:
     """What the user can do about a plugin whose state is not "ok"."""
     return {
         "blocked": f"unset {DISABLE_VARIABLE} or take {record.name!r} out of it",

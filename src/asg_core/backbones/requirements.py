@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from collections import defaultdict
+from importlib.metadata import Distribution, PackageNotFoundError, entry_points, version
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -16,14 +17,14 @@ def unmet_requirements() -> list[str]:
     Two plugins whose ranges exclude each other cannot both be met; the sentence names every plugin that wants another
     version of the package.
     """
-    wanted: dict[str, list[tuple[str, Requirement]]] = {}
-    for distribution in _plugin_distributions():
+    plugins = {entry.dist.name: entry.dist for entry in entry_points(group=PROJECT) if entry.dist}
+    wanted: dict[str, list[tuple[str, Requirement]]] = defaultdict(list)
+    for name, distribution in sorted(plugins.items()):
         for requirement in _requirements(distribution):
-            owners = wanted.setdefault(canonicalize_name(requirement.name), [])
-            owners.append((f"{distribution.name} {distribution.version}", requirement))
+            wanted[canonicalize_name(requirement.name)].append((f"{name} {distribution.version}", requirement))
     problems = []
     for package, owners in sorted(wanted.items()):
-        installed = _version(package)
+        installed = installed_version(package)
         for owner, requirement in owners:
             if installed is None:
                 problems.append(f"{owner} needs {requirement}, which is not installed")
@@ -32,15 +33,6 @@ def unmet_requirements() -> list[str]:
                 beside = f" ({'; '.join(others)})" if others else ""
                 problems.append(f"{owner} needs {requirement}, installed is {package} {installed}{beside}")
     return problems
-
-
-def _plugin_distributions() -> list[Distribution]:
-    found = {
-        canonicalize_name(distribution.name): distribution
-        for distribution in reversed(list(distributions()))  # the first on the path wins, as it does for an import
-        if any(entry.group == PROJECT for entry in distribution.entry_points)
-    }
-    return [found[name] for name in sorted(found)]
 
 
 def _requirements(distribution: Distribution) -> list[Requirement]:
@@ -55,7 +47,8 @@ def _requirements(distribution: Distribution) -> list[Requirement]:
     return parsed
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package in this environment, None if it has none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -49,7 +49,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print scores, or differences with 95 % intervals and paired p-values."""
-    from asg_core.backbones.extensions import find_extension, load_extension
+    from asg_core.backbones.registry import find_extension, load_extension, resolve
     from asg_core.errors import CapabilityError
 
     if args.preset is not None:
@@ -67,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
             "its plugin announces none",
             "score it on public benchmarks: asg eval --preset paper prints how",
         )
-    from asg_core.backbones.registry import resolve
-    from asg_core.evaluation import EvalItem, EvaluationRequest
     from asg_core.evaluation.compare import compare, score_rows
+    from asg_core.evaluation.items import EvalItem, EvaluationRequest
     from asg_core.evaluation.protocol import evaluation_protocol
     from asg_core.evaluation.store import AFTER, BEFORE, store
 

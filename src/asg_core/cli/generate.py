@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw one prompt's images, or a layout, and print what was written."""
     if args.prompts is None and args.layout is None:
         return _one_prompt(args)
-    from asg_core.backbones.extensions import load_extension
+    from asg_core.backbones.registry import load_extension
 
     return int(load_extension("option", "generate --layout")(args))
 

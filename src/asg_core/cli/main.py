@@ -105,7 +105,7 @@ def build_parser(plugin_verb: str | None = None) -> argparse.ArgumentParser:
         if name != plugin_verb:
             verbs.add_parser(name, help=f"{about} (asg-lab)", add_help=False)
     if plugin_verb is not None:
-        from asg_core.backbones.extensions import load_extension
+        from asg_core.backbones.registry import load_extension
 
         load_extension("verb", plugin_verb)(verbs)
     parser.set_defaults(verbs=list(verbs.choices))
@@ -174,7 +174,7 @@ def _parser_of(verb: str) -> argparse.ArgumentParser:
     verbs = parser.get_default("verbs")
     if verb in verbs and verb not in EXTENSIONS["verb"]:
         return parser
-    from asg_core.backbones.extensions import installed_extensions
+    from asg_core.backbones.registry import installed_extensions
 
     if verb in verbs or verb in installed_extensions("verb"):
         return build_parser(verb)

@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the files and say what to do next."""
-    from asg_core.scaffold import write_adapter
+    from asg_core.scaffold.adapter import write_adapter
 
     folder = write_adapter(args.name, args.into)
     print(f"wrote {folder}; next:")

@@ -28,14 +28,10 @@ class ComparisonRow:
     """Before and after of one section or of one category in it. Scores are means in [0, 1].
 
     Attributes:
-        section: as in the items.
         category: as in the items, or "all" for the whole section, each item counting once.
         n: number of paired items.
-        before: mean score before.
-        after: mean score after.
         difference: after - before.
-        ci_low: lower end of the 95 % interval of the difference.
-        ci_high: upper end.
+        ci_low, ci_high: ends of the 95 % interval of the difference.
         p_value: two-sided, of no difference; 1 where no item changed.
     """
 
@@ -107,14 +103,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """2.5 % and 97.5 % percentiles of the mean of ``values`` (n,) under resampling with replacement, n >= 1."""
     distinct, counts = np.unique(values, return_counts=True)
-    n, chunk = len(values), max(1, _CELLS // len(distinct))
-    means = np.concatenate(
-        [
-            rng.multinomial(n, counts / n, size=min(chunk, resamples - start)) @ distinct / n
-            for start in range(0, resamples, chunk)
-        ]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
+    n = len(values)
+    means = [rng.multinomial(n, counts / n, size=draws) @ distinct / n for draws in _batches(resamples, len(distinct))]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -127,13 +118,17 @@ def paired_p_value(differences: NDArray[np.float64], rng: np.random.Generator, r
     if len(sizes) == 1:
         return _mcnemar(int((changed > 0).sum()), int((changed < 0).sum()))
     observed = abs(changed.sum()) - 1e-9
-    chunk = max(1, _CELLS // len(sizes))
     extreme = 0
-    for start in range(0, resamples, chunk):
-        draws = min(chunk, resamples - start)
+    for draws in _batches(resamples, len(sizes)):
         positive = rng.binomial(counts, 0.5, size=(draws, len(sizes)))
         extreme += int((np.abs((2 * positive - counts) @ sizes) >= observed).sum())
     return (extreme + 1) / (resamples + 1)
+
+
+def _batches(resamples: int, width: int) -> list[int]:
+    """How many resamples to draw at a time, so that a table of ``width`` columns stays small."""
+    at_once = max(1, _CELLS // width)
+    return [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
 
 
 def _mcnemar(better: int, worse: int) -> float:
@@ -158,14 +153,12 @@ def _by_key(items: Sequence[EvalItem]) -> Mapping[tuple[str, str], EvalItem]:
 def _groups(items: Sequence[EvalItem]) -> dict[tuple[str, str], list[str]]:
     """Keys of the items of every row, sections and categories in order of first appearance."""
     groups: dict[tuple[str, str], list[str]] = {}
-    sections = dict.fromkeys(item.section for item in items)
-    for section in sections:
+    for section in dict.fromkeys(item.section for item in items):
         members = [item for item in items if item.section == section]
         groups[section, "all"] = [item.key for item in members]
         for item in members:
-            groups.setdefault((section, item.category), [])
             if item.category != "all":
-                groups[section, item.category].append(item.key)
+                groups.setdefault((section, item.category), []).append(item.key)
     return groups
 
 

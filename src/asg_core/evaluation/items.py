@@ -30,7 +30,6 @@ class EvaluationRequest:
     """What an evaluation function receives.
 
     Attributes:
-        backbone: the model.
         trained: True evaluates Solver and Generator adapters, False the base policy (``role=None``).
         seed: of the evaluation's own random streams; equal seeds give equal items.
         limit: at most this many items per section, or None for the suite's own size.

@@ -11,13 +11,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.loading import validate_options
 from asg_core.backbones.registry import list_plugins
+from asg_core.backbones.requirements import installed_version
 from asg_core.errors import ConfigError
 from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
 from asg_core.method import prompts
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from asg_core.evaluation.items import EvalItem
 
 FILE = "protocol.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 MAY_DIFFER = ("adapters", "written")
 """What is being compared, and when it was measured."""
 
@@ -39,6 +41,13 @@ Protocol = dict[str, Any]
 
 class ProtocolError(ConfigError):
     """Two scores were not measured under the same protocol, or a score has none."""
+
+
+class _Document(BaseModel):
+    """What the file holds."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    scores: dict[str, Protocol]
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,7 @@ def make_protocol(
     """Everything that a score depends on, as JSON data.
 
     Args:
-        backbone: the model.
-        config: what it was loaded with; its weights, backbone options and seed are recorded.
-        items: what was scored or drawn.
+        config: what ``backbone`` was loaded with; its weights, backbone options and seed are recorded.
         trained: whether role adapters were on; their digests are recorded.
         sampling: how answers or images were sampled, as far as the caller decides it.
         judge: who or what scored; None if that comes later, in another environment.
@@ -97,7 +104,7 @@ def make_protocol(
         "judge": judge,
         "versions": {
             "python": platform.python_version(),
-            **{p: _version(p) for p in ("asg-core", *PACKAGES, *packages)},
+            **{p: installed_version(p) for p in (*PACKAGES, *packages)},
         },
         "adapters": adapter_digests(backbone) if trained else None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -114,16 +121,12 @@ def evaluation_protocol(
     suite: str | None = None,
     packages: Sequence[str] = (),
 ) -> Protocol:
-    """The protocol of a score by an evaluation that decides sampling and judges by itself.
+    """The protocol of a score by an evaluation that decides sampling and judges by itself; as :func:`make_protocol`.
 
     Args:
-        backbone: the model.
-        config: what it was loaded with.
         items: what the evaluation returned.
-        trained: whether role adapters were on.
         limit: at most this many items per section, or None.
         suite: ``module:function`` of the evaluation; None: the backbone's own.
-        packages: whose versions are recorded too.
     """
     target = suite or str(backbone.manifest.evaluation)
     identities = json.dumps(sorted((item.section, item.category, item.key) for item in items))
@@ -144,20 +147,19 @@ def read_protocols(folder: Path) -> dict[str, Protocol]:
     if not file.is_file():
         return {}
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        scores: dict[str, Protocol] = document["scores"]
-        sound = document["schema"] == SCHEMA and all(isinstance(entry, dict) for entry in scores.values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _unreadable(file, f"{type(error).__name__}: {error}") from error
-    if not sound:
-        raise _unreadable(file, f"it is not of schema {SCHEMA}")
-    return scores
+        return _Document.model_validate_json(file.read_bytes()).scores
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"it is not of schema {SCHEMA}: {' '.join(map(str, [*first['loc'], first['msg']]))}"
+        fix = "score again; a score without its protocol cannot be compared"
+        raise ProtocolError(f"{file} cannot be read", why, fix) from error
 
 
 def differences(first: Protocol, second: Protocol, may_differ: Sequence[str] = MAY_DIFFER) -> list[str]:
     """One line for every value that differs, by dotted name: ``versions.torch: 2.12.0 / 2.13.0``."""
-    a, b = _flat(first, may_differ), _flat(second, may_differ)
-    return [f"{key}: {_shown(a, key)} / {_shown(b, key)}" for key in {**a, **b} if a.get(key, ...) != b.get(key, ...)]
+    a, b = _flat(first), _flat(second)
+    changed = [key for key in {**a, **b} if a.get(key, ...) != b.get(key, ...)]
+    return [f"{key}: {_shown(a, key)} / {_shown(b, key)}" for key in changed if key.split(".")[0] not in may_differ]
 
 
 def require_same(first: Protocol, second: Protocol) -> None:
@@ -185,22 +187,10 @@ def _plugin_of(backbone: str) -> tuple[str, str]:
     return (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _flat(value: Mapping[str, Any], left_out: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        if key in left_out:
-            continue
-        if isinstance(inner, Mapping):
-            flat.update(_flat(inner, (), f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = inner
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 
@@ -209,7 +199,3 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
         return "absent"
     text = values[key] if isinstance(values[key], str) else json.dumps(values[key])
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _unreadable(file: Path, why: str) -> ProtocolError:
-    return ProtocolError(f"{file} cannot be read", why, "score again; a score without its protocol cannot be compared")

@@ -22,13 +22,7 @@ AFTER: Literal["after"] = "after"
 
 @dataclass(frozen=True)
 class StoredScore:
-    """One evaluation as read from disk.
-
-    Attributes:
-        file: where from.
-        items: its rows.
-        protocol: under what it was measured.
-    """
+    """One evaluation as read from disk, with the protocol under which it was measured."""
 
     file: Path
     items: list[EvalItem]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import keyword
 import re
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from asg_core import __version__
 from asg_core.backbones.manifest import PLUGIN_API
 from asg_core.errors import ConfigError
-
-_PLACEHOLDER = "NAME"
 
 
 def write_adapter(name: str, into: Path) -> Path:
@@ -41,7 +37,12 @@ def write_adapter(name: str, into: Path) -> Path:
     target = into / f"asg-{name.replace('_', '-')}"
     if target.exists():
         raise ConfigError(f"{target} exists", "nothing is overwritten", "choose another name or another --into DIR")
-    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    jinja = Environment(
+        loader=PackageLoader("asg_core.scaffold", "templates/adapter"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
     words = {
         "name": name,
         "distribution": target.name,
@@ -50,16 +51,8 @@ def write_adapter(name: str, into: Path) -> Path:
         "plugin_api": PLUGIN_API,
         "version": __version__,
     }
-    for source, path in _templates(files("asg_core.scaffold") / "templates" / "adapter", Path()):
-        file = target / str(path).replace(_PLACEHOLDER, name).removesuffix(".j2")
+    for template in jinja.list_templates():
+        file = target / template.replace("NAME", name).removesuffix(".j2")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(jinja.from_string(source.read_text(encoding="utf-8")).render(words), encoding="utf-8")
+        file.write_text(jinja.get_template(template).render(words), encoding="utf-8")
     return target
-
-
-def _templates(folder: Traversable, path: Path) -> list[tuple[Traversable, Path]]:
-    found: list[tuple[Traversable, Path]] = []
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        below = path / entry.name
-        found += _templates(entry, below) if entry.is_dir() else [(entry, below)]
-    return found

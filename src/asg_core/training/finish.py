@@ -15,8 +15,8 @@ import torch
 from asg_core.backbones.interface import Role
 from asg_core.backbones.registry import resolve
 from asg_core.config.schema import RunConfig
-from asg_core.evaluation import EvalItem, EvaluationRequest
 from asg_core.evaluation.compare import compare
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.evaluation.protocol import evaluation_protocol
 from asg_core.evaluation.store import AFTER, BEFORE, store
 from asg_core.runs.folder import read_json_lines, write_json

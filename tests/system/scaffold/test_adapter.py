@@ -12,7 +12,7 @@ from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import PLUGIN_API
 from asg_core.cli import main
 from asg_core.errors import ConfigError
-from asg_core.scaffold import write_adapter
+from asg_core.scaffold.adapter import write_adapter
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from asg_core.backbones import registry
-from asg_core.backbones.extensions import find_extension
 from asg_core.backbones.hookspecs import ExtensionKind
 from asg_core.backbones.known_plugins import EXTENSIONS, LAB_FOLDER
+from asg_core.backbones.registry import find_extension
 from asg_core.cli import main
 from asg_core.errors import PluginError
 
@@ -37,7 +37,7 @@ def add_parser(verbs):
     parser.set_defaults(handler=lambda args: print("rounds", args.rounds) or 0)
 
 def evaluate(request):
-    from asg_core.evaluation import EvalItem
+    from asg_core.evaluation.items import EvalItem
     return [EvalItem("cards", "ace", str(i), float(request.trained)) for i in range(request.limit)]
 """
 

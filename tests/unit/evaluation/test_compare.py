@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from asg_core.errors import PluginError
-from asg_core.evaluation import EvalItem
 from asg_core.evaluation.compare import bootstrap_interval, compare, paired_p_value, score_rows
+from asg_core.evaluation.items import EvalItem
 
 
 def items(scores: list[float], section: str = "s", category: str = "c", start: int = 0) -> list[EvalItem]:

@@ -12,9 +12,9 @@ import torch
 
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.evaluation import EvalItem
 from asg_core.evaluation import protocol as module
 from asg_core.evaluation.digests import file_digest, weights_digest
+from asg_core.evaluation.items import EvalItem
 from asg_core.evaluation.protocol import (
     Items,
     Protocol,
@@ -64,7 +64,7 @@ def test_the_methods_prompts_are_part_of_it(tiny: Backbone, monkeypatch: pytest.
 
 def test_package_versions_are_part_of_it(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made(tiny)
-    monkeypatch.setattr(module, "version", lambda name: "9.9")
+    monkeypatch.setattr(module, "installed_version", lambda name: "9.9")
     assert "versions.peft: " + before["versions"]["peft"] + " / 9.9" in differences(before, made(tiny))
 
 
