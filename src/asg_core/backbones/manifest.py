@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from asg_core.config.lora import LoraSettings
+from asg_core.config.schema import LoraSettings
 
 __all__ = ["PLUGIN_API", "BackboneManifest", "Capabilities", "LoadRequest", "LoraSettings"]
 

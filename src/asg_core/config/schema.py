@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from asg_core.config.lora import LoraSettings
-
 Ablation = Literal[
     "none",
     "random_rewards",
@@ -32,6 +30,13 @@ class Section(BaseModel):
     """Base of all configuration sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LoraSettings(Section):
+    """Shape of every role adapter (METHOD: rank 16, alpha 32). No dropout: it would break replayed log-probs."""
+
+    rank: int = Field(16, ge=1, le=1024, description="LoRA rank r")
+    alpha: float = Field(32.0, gt=0, description="LoRA scale is alpha / rank")
 
 
 class Schedule(Section):
@@ -98,10 +103,7 @@ class Policy(Section):
         "leave_one_out", description="of the N answers to one question; ema is the paper's baseline, momentum 0.6"
     )
     clip: float = Field(
-        0.2,
-        gt=0,
-        lt=1,
-        description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]",
+        0.2, gt=0, lt=1, description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]"
     )
     inner_steps: int = Field(1, ge=1, description="optimizer steps on one set of samples; regression takes one")
     kl: Literal["exact", "k3"] = Field(
