@@ -16,7 +16,6 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from asg_core.errors import RunFolderError
-from asg_core.runs.opening import run_config_file
 
 Record = dict[str, Any]
 
@@ -116,6 +115,14 @@ class RunFolder:
         """Keep the lines of steps <= ``step``, in place and atomically; used on resume."""
         kept = [r for r in read_json_lines(self.metrics) if isinstance(r.get("step"), int) and r["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def run_config_file(run: Path) -> Path:
+    """The configuration stored in a run folder. Raises RunFolderError if there is none."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise RunFolderError(f"{run} is not a run", "it holds no config.yaml", "give the folder that asg train wrote")
+    return config
 
 
 def _require_new(path: Path) -> None:
