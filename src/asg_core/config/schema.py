@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
@@ -24,6 +24,9 @@ Ablation = Literal[
     "no_contradiction",
 ]
 """What of the method is taken away or replaced (``RunConfig.ablation``)."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -67,9 +70,7 @@ class Solve(Section):
     temperature: float = Field(1.0, gt=0, description="sampling temperature of answers, one constant")
     max_new_tokens: int = Field(32, ge=1, description="length limit of an answer, tokens")
     caption_max_new_tokens: int = Field(64, ge=1, description="length limit of a caption, tokens")
-    min_agreement: float = Field(
-        0.5, ge=0, le=1, description="the Solver learns from a question only if f >= this and f < 1"
-    )
+    min_agreement: Share = Field(0.5, description="the Solver learns from a question only if f >= this and f < 1")
 
 
 class Ste(Section):
@@ -139,16 +140,13 @@ class Alarms(Section):
         "warn", description="what an alarm does; rollback: the roles go back to the newest good checkpoint, once"
     )
     window: int = Field(10, ge=2, description="steps an alarm looks back")
-    min_distinct_questions: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)",
+    min_distinct_questions: Share = Field(
+        0.1, description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)"
     )
-    max_constant_answers: float = Field(
-        0.95, ge=0, le=1, description="alarm if one label, or non-answers, take more of all answers"
+    max_constant_answers: Share = Field(
+        0.95, description="alarm if one label, or non-answers, take more of all answers"
     )
-    max_zero_variance: float = Field(0.95, ge=0, le=1, description="alarm if more of the groups carry no signal")
+    max_zero_variance: Share = Field(0.95, description="alarm if more of the groups carry no signal")
     max_kl: float = Field(1.0, gt=0, description="alarm if the mean KL per token, nats, exceeds this")
     min_entropy: float = Field(0.001, ge=0, description="alarm if the mean raw STE, nats, falls below this")
     max_nonfinite: int = Field(5, ge=1, description="consecutive non-finite updates that stop the run")

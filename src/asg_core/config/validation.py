@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -53,12 +53,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def allowed_values(field: FieldInfo) -> str:
     """What a field accepts, in words with its range, e.g. ``a whole number >= 1, <= 64``."""
-    return _bounded(field.annotation, field.metadata)
-
-
-def _bounded(annotation: Any, metadata: Iterable[Any]) -> str:
-    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
-    return f"{_in_words(annotation)} {', '.join(bounds)}".strip()
+    return _in_words(field.rebuild_annotation())
 
 
 def _in_words(annotation: Any) -> str:
@@ -70,7 +65,9 @@ def _in_words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(map(_in_words, arguments))
     if origin is Annotated:
-        return _bounded(arguments[0], arguments[1:])
+        inner, *metadata = arguments
+        bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
+        return f"{_in_words(inner)} {', '.join(bounds)}".strip()
     if origin is tuple and arguments[-1] is not ...:
         return f"a list of {len(arguments)}, each {_in_words(arguments[0])}"
     if origin in (tuple, list):

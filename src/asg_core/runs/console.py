@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from asg_core.runs.folder import number
@@ -142,15 +142,13 @@ class TrainingDisplay:
         return "  ".join(part for part in (*parts, self._left()) if part)
 
     def _render(self) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("", "reward", "KL", "beta", "grad norm"):
-            table.add_column(column, justify="left" if not column else "right")
-        for role in _ROLES:
-            cells = [self._cell(f"{stem}_{role}", form) for stem, form in _TABLE.items()]
-            table.add_row(role, *cells)
-        signals = [f"{title} {self._cell(key, '.3f')}" for key, title in _SIGNALS.items()]
         if not self._latest:
             return Group(self._progress)
+        columns = [Column(title, justify="right") for title in ("reward", "KL", "beta", "grad norm")]
+        table = Table("", *columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for role in _ROLES:
+            table.add_row(role, *(self._cell(f"{stem}_{role}", form) for stem, form in _TABLE.items()))
+        signals = [f"{title} {self._cell(key, '.3f')}" for key, title in _SIGNALS.items()]
         return Group(table, Text("   ".join(signals), overflow="ellipsis", no_wrap=True), self._progress)
 
     def _cell(self, key: str, form: str) -> str:

@@ -62,8 +62,8 @@ def duration(seconds: object) -> str:
 
 
 def plain(text: object, limit: int = 600) -> str:
-    """Model text fit for a page: at most ``limit`` characters, what UTF-8 or
-    HTML cannot carry (control characters, lone surrogates) shown as U+FFFD. Not yet escaped.
+    """Model text fit for a page: at most ``limit`` characters, what UTF-8 or HTML cannot carry (control characters,
+    lone surrogates) shown as U+FFFD. Not yet escaped.
     """
     shown = "" if text is None else str(text)
     if len(shown) > limit:

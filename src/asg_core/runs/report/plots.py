@@ -16,7 +16,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from pydantic import TypeAdapter
 
-from asg_core.config.schema import RunConfig
+from asg_core.config.schema import RunConfig, Section
 from asg_core.method.rewards import BELL_CENTRE, BELL_WIDTH
 from asg_core.runs.folder import Record, number
 from asg_core.runs.report.tables import early_and_late
@@ -49,8 +49,7 @@ class Curve(NamedTuple):
     kind: Literal["understanding", "generation"] | None = None
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(Section):
     """One small plot over the steps of a run.
 
     Attributes:
