@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from asg_core.config.lora import LoraSettings as LoraSettings
+from asg_core.config.schema import LoraSettings as LoraSettings
 
 PLUGIN_API = 1
 """Version of the plugin interface. A plugin whose manifest names another one is refused with both in the message."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from asg_core.errors import RunFolderError
-from asg_core.runs.opening import OpenedModel, run_config_file
+from asg_core.runs.folder import run_config_file
+from asg_core.runs.opening import OpenedModel
 from asg_core.runs.opening import open_model as open_with
 
 __all__ = [

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
-
-from asg_core.config.lora import LoraSettings
 
 Ablation = Literal[
     "none",
@@ -28,10 +26,20 @@ Ablation = Literal[
 """What of the method is taken away or replaced (``RunConfig.ablation``)."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Section(BaseModel):
     """Base of all configuration sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LoraSettings(Section):
+    """Shape of every role adapter (METHOD: rank 16, alpha 32). No dropout: it would break replayed log-probs."""
+
+    rank: int = Field(16, ge=1, le=1024, description="LoRA rank r")
+    alpha: float = Field(32.0, gt=0, description="LoRA scale is alpha / rank")
 
 
 class Schedule(Section):
@@ -62,9 +70,7 @@ class Solve(Section):
     temperature: float = Field(1.0, gt=0, description="sampling temperature of answers, one constant")
     max_new_tokens: int = Field(32, ge=1, description="length limit of an answer, tokens")
     caption_max_new_tokens: int = Field(64, ge=1, description="length limit of a caption, tokens")
-    min_agreement: float = Field(
-        0.5, ge=0, le=1, description="the Solver learns from a question only if f >= this and f < 1"
-    )
+    min_agreement: Share = Field(0.5, description="the Solver learns from a question only if f >= this and f < 1")
 
 
 class Ste(Section):
@@ -98,10 +104,7 @@ class Policy(Section):
         "leave_one_out", description="of the N answers to one question; ema is the paper's baseline, momentum 0.6"
     )
     clip: float = Field(
-        0.2,
-        gt=0,
-        lt=1,
-        description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]",
+        0.2, gt=0, lt=1, description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]"
     )
     inner_steps: int = Field(1, ge=1, description="optimizer steps on one set of samples; regression takes one")
     kl: Literal["exact", "k3"] = Field(
@@ -137,16 +140,13 @@ class Alarms(Section):
         "warn", description="what an alarm does; rollback: the roles go back to the newest good checkpoint, once"
     )
     window: int = Field(10, ge=2, description="steps an alarm looks back")
-    min_distinct_questions: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)",
+    min_distinct_questions: Share = Field(
+        0.1, description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)"
     )
-    max_constant_answers: float = Field(
-        0.95, ge=0, le=1, description="alarm if one label, or non-answers, take more of all answers"
+    max_constant_answers: Share = Field(
+        0.95, description="alarm if one label, or non-answers, take more of all answers"
     )
-    max_zero_variance: float = Field(0.95, ge=0, le=1, description="alarm if more of the groups carry no signal")
+    max_zero_variance: Share = Field(0.95, description="alarm if more of the groups carry no signal")
     max_kl: float = Field(1.0, gt=0, description="alarm if the mean KL per token, nats, exceeds this")
     min_entropy: float = Field(0.001, ge=0, description="alarm if the mean raw STE, nats, falls below this")
     max_nonfinite: int = Field(5, ge=1, description="consecutive non-finite updates that stop the run")

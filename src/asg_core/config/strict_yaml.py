@@ -67,23 +67,15 @@ def _finite_float(loader: _StrictLoader, node: yaml.ScalarNode) -> float:
     return value
 
 
-def _add_scalars() -> None:
-    core = {
-        "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        "int": (r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
-        "float": (
-            r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-            "-+0123456789.",
-        ),
-        "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    }
-    for name, (pattern, first) in core.items():
-        _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), list(first))
-    _StrictLoader.add_constructor("tag:yaml.org,2002:float", _finite_float)
-
-
-_add_scalars()
+for _name, _pattern in {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(?:0|[1-9][0-9]*)",
+    "float": r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "null": r"~|null|Null|NULL|",
+}.items():
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), None)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _finite_float)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -98,14 +90,11 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return _StrictLoader(text, source).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(
-            f"{source}{line} is not valid YAML", str(error.problem), "correct it, or quote the value"
-        ) from None
     except (yaml.YAMLError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"{source} is not valid YAML", why, "correct it, or quote the value") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{source}{line} is not valid YAML", why, "correct it, or quote the value") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

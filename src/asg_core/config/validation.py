@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -38,14 +38,22 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from known_keys(section, f"{prefix}{name}.")
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested data; a section comes before what is in it."""
+    for key, value in values.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested data by dotted keys, without the sections, unless they are empty."""
+    return {key: value for key, value in dotted(values) if not (isinstance(value, Mapping) and value)}
+
+
 def allowed_values(field: FieldInfo) -> str:
     """What a field accepts, in words with its range, e.g. ``a whole number >= 1, <= 64``."""
-    return _bounded(field.annotation, field.metadata)
-
-
-def _bounded(annotation: Any, metadata: Iterable[Any]) -> str:
-    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
-    return f"{_in_words(annotation)} {', '.join(bounds)}".strip()
+    return _in_words(field.rebuild_annotation())
 
 
 def _in_words(annotation: Any) -> str:
@@ -57,7 +65,9 @@ def _in_words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(map(_in_words, arguments))
     if origin is Annotated:
-        return _bounded(arguments[0], arguments[1:])
+        inner, *metadata = arguments
+        bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
+        return f"{_in_words(inner)} {', '.join(bounds)}".strip()
     if origin is tuple and arguments[-1] is not ...:
         return f"a list of {len(arguments)}, each {_in_words(arguments[0])}"
     if origin in (tuple, list):
@@ -108,17 +118,13 @@ def _describe(
     name = key or "configuration"
     shown = json.dumps(error["input"], default=str)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    if error["type"] == "missing" and key == prefix + ".".join(location):
-        return (
-            f"{name} is missing{source}",
-            f"it has no default{': ' + described(field) if field else ''}",
-            f"give {name}=VALUE",
-        )
     if field is None or error["type"] in ("value_error", "assertion_error"):
         return f"{name} = {shown}{source} cannot be used", str(error["msg"]), f"give another value for {name}"
-    default = "" if field.is_required() else f"; the default is {_plain(field.get_default(call_default_factory=True))}"
-    if section_of(field):
-        default = ""
+    if error["type"] == "missing" and key == prefix + ".".join(location):
+        return f"{name} is missing{source}", f"it has no default: {described(field)}", f"give {name}=VALUE"
+    default = ""
+    if not field.is_required() and not section_of(field):
+        default = f"; the default is {json.dumps(field.get_default(call_default_factory=True), default=str)}"
     return (
         f"{name} = {shown}{source} cannot be used",
         f"{name} must be {allowed_values(field)} ({described(field)})",
@@ -131,10 +137,6 @@ def described(field: FieldInfo) -> str:
     section = section_of(field)
     doc = (section.__doc__ or "").splitlines()[:1] if section else []
     return field.description or "".join(doc).rstrip(".") or "no description"
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, default=str)
 
 
 def _nearest(model: type[BaseModel], parent: type[BaseModel], key: str, prefix: str) -> str:

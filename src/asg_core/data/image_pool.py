@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from PIL.Image import Image
 
 from asg_core.config.seeding import derive_seed
-from asg_core.data.image_file import MAX_SIDE, SUFFIXES, open_image, verify_image
+from asg_core.data.image_file import SUFFIXES, open_image, verify_image
 from asg_core.errors import CheckpointError, ImageError
 
 T = TypeVar("T")
@@ -55,7 +56,6 @@ class ImagePool:
         folder: searched recursively; links are followed, each directory once; names that start with "." are left out.
         seed: of the permutations.
         on_quarantine: called once per bad file with its path inside the folder and the reason; may be replaced later.
-        max_side: longer side in pixels that larger images are reduced to.
 
     Attributes:
         folder: as given.
@@ -67,24 +67,24 @@ class ImagePool:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        seed: int,
-        on_quarantine: Callable[[Path, str], None] = lambda file, reason: None,
-        max_side: int = MAX_SIDE,
+        self, folder: Path, seed: int, on_quarantine: Callable[[Path, str], None] = lambda file, reason: None
     ) -> None:
-        self.folder, self.seed, self.on_quarantine, self.max_side = folder, seed, on_quarantine, max_side
+        self.folder, self.seed, self.on_quarantine = folder, seed, on_quarantine
         self.files = sorted(scan_images(folder), key=lambda file: file.split("/"))
-        self._fingerprint = self._name_digest()
+        names = "\n".join(self.files).encode("utf-8", "surrogateescape")
+        self._fingerprint = hashlib.blake2b(names, digest_size=8).hexdigest()
         self.quarantined: dict[str, str] = {}
         self._epoch = self._position = 0
         self._order = self.order(0)
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "images")
         self._ahead: dict[str, Future[Image]] = {}
         if len(self.files) <= VERIFY_UP_TO:
-            for file, reason in zip(self.files, self._threads.map(self._problem, self.files), strict=True):
-                if reason is not None:
-                    self._set_aside(file, reason)
+            checks = {file: self._threads.submit(verify_image, folder / file) for file in self.files}
+            for file, check in checks.items():
+                try:
+                    check.result()
+                except ImageError as error:
+                    self._set_aside(file, error.why)
         self._check_usable()
 
     def __len__(self) -> int:
@@ -137,7 +137,7 @@ class ImagePool:
     def _decode(self, files: Iterable[str]) -> None:
         for file in files:
             if file not in self._ahead:
-                self._ahead[file] = self._threads.submit(open_image, self.folder / file, self.max_side)
+                self._ahead[file] = self._threads.submit(open_image, self.folder / file)
 
     def _look_ahead(self, count: int, processes: Processes | None) -> None:
         """Begin with what a next call for as many images would take from this epoch, and forget any other."""
@@ -189,17 +189,6 @@ class ImagePool:
         self._order = self.order(epoch)
         self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}
 
-    def _name_digest(self) -> str:
-        names = "\n".join(self.files)
-        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-
-    def _problem(self, file: str) -> str | None:
-        try:
-            verify_image(self.folder / file)
-        except ImageError as error:
-            return error.why
-        return None
-
     def _set_aside(self, file: str, reason: str) -> None:
         self.quarantined[file] = reason
         self.on_quarantine(Path(file), reason)
@@ -225,31 +214,21 @@ def scan_images(folder: Path) -> Iterator[str]:
         ImageError: ``folder`` is missing, not a directory, or cannot be read.
     """
     try:
-        with os.scandir(folder):
-            pass
+        os.listdir(folder)
     except OSError as error:
         raise ImageError(
             f"images={folder} cannot be used", error.strerror or str(error), "give an existing folder that you may read"
         ) from None
     entered: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        inside = waiting.pop()
-        try:
-            status = os.stat(folder / inside)
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        with suppress(OSError):  # it may be gone by now
+            status = os.stat(directory)
             if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / inside) as entries:
-                found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
-        except OSError:
-            continue
-        for entry in found:
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link that leads to itself
-                is_folder = False
-            if is_folder:
-                waiting.append(f"{inside}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                yield inside + entry.name
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(directory).relative_to(folder)
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield (inside / name).as_posix()

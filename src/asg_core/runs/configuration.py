@@ -6,10 +6,9 @@ Layers, lowest first: defaults of ``RunConfig``, the backbone's recommended valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,23 +18,12 @@ from asg_core.backbones.loading import validate_options
 from asg_core.backbones.registry import find_manifest
 from asg_core.config.schema import RunConfig
 from asg_core.config.strict_yaml import parse_yaml, read_yaml
-from asg_core.config.validation import allowed_values, described, section_of, validate
+from asg_core.config.validation import allowed_values, described, dotted, validate
 from asg_core.errors import ConfigError
 from asg_core.runs.folder import write_atomically
 
-
-@dataclass(frozen=True)
-class _Layer:
-    name: str
-    values: Mapping[str, Any]
-
-    def has(self, key: str) -> bool:
-        value: Any = self.values
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return False
-            value = value[part]
-        return True
+Layer = tuple[str, Mapping[str, Any]]
+"""Where values were given, for messages, and the values."""
 
 
 def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -50,26 +38,17 @@ def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConf
         ConfigError: names the key, its value, where it was given and what is allowed.
         PluginError: the backbone is not installed or its plugin is broken.
     """
-    given = [_Layer(str(path), read_yaml(path))] if path is not None else []
-    given += [_Layer("command line", _parse_override(word)) for word in overrides]
-    return _checked(given)
+    given: list[Layer] = [(str(path), read_yaml(path))] if path is not None else []
+    return layered_run_config([*given, *(("command line", _parse_override(word)) for word in overrides)])
 
 
-def run_config_of(values: Mapping[str, Any], origin: str) -> RunConfig:
-    """As :func:`load_run_config`, of values that are data already; ``origin`` says in messages where they are from."""
-    return _checked([_Layer(origin, values)])
-
-
-def _checked(given: Sequence[_Layer]) -> RunConfig:
-    backbone = _merged(given).get("backbone", RunConfig.model_fields["backbone"].default)
-    layers = given
+def layered_run_config(layers: Sequence[Layer]) -> RunConfig:
+    """As :func:`load_run_config`, of values that are data already, lowest layer first."""
+    backbone = _merged(layers).get("backbone", RunConfig.model_fields["backbone"].default)
     if isinstance(backbone, str):
-        layers = [_Layer(f"recommended by {backbone}", find_manifest(backbone).defaults), *given]
-
-    def origin(key: str) -> str:
-        return next((layer.name for layer in reversed(layers) if layer.has(key)), "")
-
-    config = validate(RunConfig, _merged(layers), origin=origin)
+        layers = [(f"recommended by {backbone}", find_manifest(backbone).defaults), *layers]
+    origins = {key: name for name, values in layers for key, _ in dotted(values)}
+    config = validate(RunConfig, _merged(layers), origin=lambda key: origins.get(key, ""))
     if config.backbone_options:
         validate_options(find_manifest(config.backbone), config.backbone_options)
     return config
@@ -98,11 +77,10 @@ def _commented(section: BaseModel, indent: str, options: BaseModel | None = None
     lines = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if section_of(field):
-            lines += ["", f"{indent}# {described(field)}", f"{indent}{name}:", *_commented(value, indent + "  ")]
-            continue
         if name == "backbone_options" and options and type(options).model_fields:
-            lines += [f"{indent}# {described(field)}", f"{indent}{name}:", *_commented(options, indent + "  ")]
+            value = options
+        if isinstance(value, BaseModel):
+            lines += ["", f"{indent}# {described(field)}", f"{indent}{name}:", *_commented(value, indent + "  ")]
             continue
         plain = section.model_dump(mode="json", include={name})
         # one line, in flow style: "{name: value}" without its braces
@@ -123,6 +101,5 @@ def _parse_override(word: str) -> dict[str, Any]:
     return dict(reduce(lambda inner, part: {part: inner}, reversed(key.strip().split(".")), value))
 
 
-def _merged(layers: Sequence[_Layer]) -> dict[str, Any]:
-    merged = OmegaConf.to_container(OmegaConf.merge({}, *(dict(layer.values) for layer in layers)))
-    return {str(key): value for key, value in merged.items()} if isinstance(merged, dict) else {}
+def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge({}, *(dict(values) for _, values in layers))))

@@ -11,20 +11,20 @@ Plain lines hold no control characters whatever a file name or a model puts into
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+from asg_core.runs.folder import number
 
 _ROLES = ("proposer", "solver", "generator")
 _TIMED_STEPS = 20
@@ -59,9 +59,7 @@ class TrainingDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def message(self, text: str) -> None:
@@ -73,7 +71,7 @@ class TrainingDisplay:
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Show one finished step; ``metrics`` is its record in metrics.jsonl."""
-        numbers = {key: found for key, value in metrics.items() if (found := _number(value)) is not None}
+        numbers = {key: found for key, value in metrics.items() if (found := number(value)) is not None}
         self._latest |= numbers
         self._done = int(numbers.get("step", self._done + 1))
         if "seconds" in numbers:
@@ -109,7 +107,7 @@ class TrainingDisplay:
         yield report
 
     def _line(self, text: str) -> None:
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        encoding = self._console.encoding
         plain = _printable(text).encode(encoding, "backslashreplace").decode(encoding)
         self._stream.write(plain + "\n")
         self._stream.flush()
@@ -144,15 +142,13 @@ class TrainingDisplay:
         return "  ".join(part for part in (*parts, self._left()) if part)
 
     def _render(self) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("", "reward", "KL", "beta", "grad norm"):
-            table.add_column(column, justify="left" if not column else "right")
-        for role in _ROLES:
-            cells = [self._cell(f"{stem}_{role}", form) for stem, form in _TABLE.items()]
-            table.add_row(role, *cells)
-        signals = [f"{title} {self._cell(key, '.3f')}" for key, title in _SIGNALS.items()]
         if not self._latest:
             return Group(self._progress)
+        columns = [Column(title, justify="right") for title in ("reward", "KL", "beta", "grad norm")]
+        table = Table("", *columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for role in _ROLES:
+            table.add_row(role, *(self._cell(f"{stem}_{role}", form) for stem, form in _TABLE.items()))
+        signals = [f"{title} {self._cell(key, '.3f')}" for key, title in _SIGNALS.items()]
         return Group(table, Text("   ".join(signals), overflow="ellipsis", no_wrap=True), self._progress)
 
     def _cell(self, key: str, form: str) -> str:
@@ -161,12 +157,6 @@ class TrainingDisplay:
 
 _TABLE = {"reward": "+.3f", "kl": ".2g", "beta": ".2g", "grad_norm": ".3f"}
 _SIGNALS = {"h_sc": "H_sc", "ste_raw": "STE", "majority_share": "majority", "s_fid": "S_fid", "s_cyc": "S_cyc"}
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _printable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ from safetensors import SafetensorError
 
 from asg_core.errors import RunFolderError
 
+Record = dict[str, Any]
+
+_FOLDERS = ("samples", "adapters", "checkpoints", "evaluation")
 _DISK_PROBLEMS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
@@ -46,13 +50,13 @@ class RunFolder:
         """Make a new run folder. Raises RunFolderError if it holds another run or files, or cannot be written."""
         folder = cls(path)
         try:
-            cls._check_new(path)
+            _require_new(path)
             path.mkdir(parents=True, exist_ok=True)
             folder._acquire()
             try:
-                cls._check_new(path)  # again: another process may have been faster than the lock
-                for child in (folder.samples, folder.adapters, folder.checkpoints, folder.evaluation):
-                    child.mkdir(exist_ok=True)
+                _require_new(path)  # again: another process may have been faster than the lock
+                for child in _FOLDERS:
+                    (path / child).mkdir(exist_ok=True)
                 folder.quarantine.touch()
                 folder.metrics.touch()
                 fsync_path(path)
@@ -70,47 +74,13 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Open an existing run for writing. Raises RunFolderError if there is none or another process writes it."""
-        if not (path / "config.yaml").is_file():
-            raise RunFolderError(
-                f"{path} holds no run", "there is no config.yaml in it", "give the folder that out= named"
-            )
+        run_config_file(path)
         folder = cls(path)
         with disk_problems(path):
             folder._acquire()
             for file in (folder.metrics, folder.quarantine):
                 _drop_torn_line(file)
         return folder
-
-    @classmethod
-    def _check_new(cls, path: Path) -> None:
-        if path.exists() and not path.is_dir():
-            raise RunFolderError(f"out={path} is a file", "a run needs a folder", "choose another folder with out=DIR")
-        if (path / "config.yaml").exists():
-            raise RunFolderError(
-                f"out={path} already holds a run",
-                "a run never overwrites another one",
-                f"continue it with resume={path}, or choose another folder with out=DIR",
-            )
-        if path.is_dir() and not cls._unfinished(path):
-            raise RunFolderError(
-                f"out={path} is not empty",
-                "it holds files that are not a run's",
-                "choose an empty or new folder with out=DIR",
-            )
-
-    @staticmethod
-    def _unfinished(path: Path) -> bool:
-        """Whether a folder without config.yaml holds nothing, or only what a killed :meth:`create` left behind."""
-        for child in path.iterdir():
-            if child.name in ("samples", "adapters", "checkpoints", "evaluation"):
-                left = child.is_dir() and not any(child.iterdir())
-            elif child.name in ("metrics.jsonl", "quarantine.jsonl"):
-                left = child.stat().st_size == 0
-            else:
-                left = child.name in (".lock", "config.yaml.tmp")
-            if not left:
-                return False
-        return True
 
     def _acquire(self) -> None:
         lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until close()
@@ -147,41 +117,80 @@ class RunFolder:
         write_atomically(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
 
 
+def run_config_file(run: Path) -> Path:
+    """The configuration stored in a run folder. Raises RunFolderError if there is none."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise RunFolderError(f"{run} is not a run", "it holds no config.yaml", "give the folder that asg train wrote")
+    return config
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"out={path} is a file", "a run needs a folder", "choose another folder with out=DIR")
+    if (path / "config.yaml").exists():
+        raise RunFolderError(
+            f"out={path} already holds a run",
+            "a run never overwrites another one",
+            f"continue it with resume={path}, or choose another folder with out=DIR",
+        )
+    if path.is_dir() and not all(map(_is_left_over, path.iterdir())):
+        raise RunFolderError(
+            f"out={path} is not empty",
+            "it holds files that are not a run's",
+            "choose an empty or new folder with out=DIR",
+        )
+
+
+def _is_left_over(child: Path) -> bool:
+    """Whether a killed :meth:`RunFolder.create` leaves such a file or folder behind, with nothing of value in it."""
+    if child.name in _FOLDERS:
+        return child.is_dir() and not any(child.iterdir())
+    if child.name in ("metrics.jsonl", "quarantine.jsonl"):
+        return child.stat().st_size == 0
+    return child.name in (".lock", "config.yaml.tmp")
+
+
 @contextmanager
 def disk_problems(folder: Path) -> Iterator[None]:
     """Inside, files below ``folder`` are written; a disk that is full, read-only or gone becomes a RunFolderError."""
     try:
         yield
-    except SafetensorError as error:
-        raise _not_written(folder, error) from error
-    except OSError as error:
-        own = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)
-        if own or error.errno in _DISK_PROBLEMS:
-            raise _not_written(folder, error) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        file = getattr(error, "filename", None)
+        own = isinstance(file, str) and Path(file).is_relative_to(folder)
+        if isinstance(error, OSError) and error.errno not in _DISK_PROBLEMS and not own:
+            raise
+        raise RunFolderError(
+            f"{folder} cannot be written",
+            str(error),
+            f"check its permissions and free space, then go on with: asg train resume={folder}",
+        ) from error
 
 
-def _not_written(folder: Path, error: Exception) -> RunFolderError:
-    return RunFolderError(
-        f"{folder} cannot be written",
-        str(error),
-        f"check its permissions and free space, then go on with: asg train resume={folder}",
-    )
-
-
-def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSONL file in order, none if it is missing; a torn last line is left out."""
-    records: list[dict[str, Any]] = []
-    if not file.is_file():
-        return records
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+def json_lines(text: str) -> list[Record | None]:
+    """What each line of a JSONL file holds, None for a line that is no object, as a kill leaves the last one."""
+    found: list[Record | None] = []
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            break
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+            record = None
+        found.append(record if isinstance(record, dict) else None)
+    return found
+
+
+def read_json_lines(file: Path) -> list[Record]:
+    """All complete lines of a JSONL file in order, none if it is missing; a torn last line is left out."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return [record for record in json_lines(text) if record is not None]
+
+
+def number(value: object) -> float | None:
+    """``value`` as a float, None unless it is a finite number (null, NaN, text and booleans are no numbers)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _drop_torn_line(file: Path) -> None:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from asg_core.backbones.manifest import BackboneManifest
 from asg_core.config.schema import RunConfig
-from asg_core.config.validation import validate
+from asg_core.config.validation import flat, validate
 from asg_core.runs.folder import RunFolder, read_json_lines, write_atomically
 
 CARD = "README.md"
@@ -55,14 +55,7 @@ def changed_settings(config: RunConfig, manifest: BackboneManifest) -> dict[str,
 
     Paths are left out: they are of one machine.
     """
-    usual = _flat(validate(RunConfig, {**manifest.defaults, "backbone": config.backbone}).model_dump(mode="json"))
-    own = _flat(config.model_dump(mode="json"))
+    usual = flat(validate(RunConfig, {**manifest.defaults, "backbone": config.backbone}).model_dump(mode="json"))
+    own = flat(config.model_dump(mode="json"))
     paths = ("out", "images", "weights")
     return {key: value for key, value in own.items() if key not in paths and value != usual.get(key)}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return flat

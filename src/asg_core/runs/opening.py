@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asg_core.errors import RunFolderError
+from asg_core.runs.folder import run_config_file
 
 if TYPE_CHECKING:
     from asg_core.backbones.interface import Backbone, Role
@@ -53,14 +54,6 @@ def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
     if run is not None:
         _load_adapters(backbone, run)
     return OpenedModel(backbone, config, run is not None)
-
-
-def run_config_file(run: Path) -> Path:
-    """The configuration stored in a run folder. Raises RunFolderError if there is none."""
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise RunFolderError(f"{run} is not a run", "it holds no config.yaml", "give the folder that asg train wrote")
-    return config
 
 
 def _load_adapters(backbone: Backbone, run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from PIL.Image import Image, Resampling
 
 from asg_core.method.records import GenerationItem, Question, UnderstandingItem
-from asg_core.runs.folder import write_json
+from asg_core.runs.folder import number, write_json
 
 MAX_SIDE = 512
 """Written images are scaled down to this many pixels on the long side."""
@@ -20,17 +19,15 @@ def write_samples(folder: Path, step: int, items: Sequence[UnderstandingItem | G
     """Write ``step-NNNNNN.json`` and ``step-NNNNNN/*.png`` below ``folder`` (docs/run_folder.md has the keys)."""
     name = f"step-{step:06d}"
     (folder / name).mkdir(exist_ok=True)
-    rows = []
-    kind = "understanding"
+    kind, rows = "understanding", []
     for i, item in enumerate(items):
-        image = _save(item.source.image, folder, f"{name}/{i:02d}.png")
+        prefix = f"{name}/{i:02d}"
+        row = {"image": _save(item.source.image, folder, f"{prefix}.png"), "source": str(item.source.path)}
         if isinstance(item, UnderstandingItem):
-            rows.append(
-                {"image": image, "source": str(item.source.path), "questions": [_question(q) for q in item.questions]}
-            )
+            rows.append(row | {"questions": [_question(q) for q in item.questions]})
         else:
             kind = "generation"
-            rows.append(_generation(item, image, folder, f"{name}/{i:02d}"))
+            rows.append(row | _generation(item, folder, prefix))
     write_json(folder / f"{name}.json", {"step": step, "kind": kind, "items": rows})
 
 
@@ -52,9 +49,9 @@ def _question(q: Question) -> dict[str, Any]:
                 "framing": a.framing,
                 "text": a.sample.text,
                 "label": a.label,
-                "logprob": _finite(sum(a.sample.logprobs)),
-                "reward": _finite(a.reward),
-                "advantage": _finite(a.advantage),
+                "logprob": number(sum(a.sample.logprobs)),
+                "reward": number(a.reward),
+                "advantage": number(a.advantage),
             }
             for a in q.answers
         ],
@@ -65,20 +62,18 @@ def _question(q: Question) -> dict[str, Any]:
         "margin": vote.margin if vote else None,
         "h_sc": vote.entropy if vote else None,
         "greedy": q.greedy.text if q.greedy else None,
-        "token_entropies": [_finite(h) for h in q.greedy.entropies] if q.greedy else None,
+        "token_entropies": [number(h) for h in q.greedy.entropies] if q.greedy else None,
         "ste_raw": q.ste,
         "ste_percentile": q.ste_percentile,
-        "reward": _finite(q.reward),
+        "reward": number(q.reward),
         "reward_reason": q.scored.reason if q.scored else None,
-        "advantage": _finite(q.advantage),
+        "advantage": number(q.advantage),
         "learned": q.learned,
     }
 
 
-def _generation(item: GenerationItem, image: str, folder: Path, prefix: str) -> dict[str, Any]:
+def _generation(item: GenerationItem, folder: Path, prefix: str) -> dict[str, Any]:
     return {
-        "image": image,
-        "source": str(item.source.path),
         "tries": item.tries,
         "skipped": item.spec is None,
         "prompt": item.spec.prompt if item.spec else None,
@@ -98,10 +93,10 @@ def _generation(item: GenerationItem, image: str, folder: Path, prefix: str) -> 
                 "image": _save(c.sample.image, folder, f"{prefix}-{j}.png"),
                 "seed": c.sample.request.seed,
                 "caption": c.caption,
-                "reward": _finite(c.reward),
-                "s_fid": _finite(c.fidelity),
-                "s_cyc": _finite(c.cycle),
-                "s_div": _finite(c.diversity),
+                "reward": number(c.reward),
+                "s_fid": number(c.fidelity),
+                "s_cyc": number(c.cycle),
+                "s_div": number(c.diversity),
                 "s_ctr": c.contradiction,
                 "signal": c.signal,
                 "answers": [
@@ -112,7 +107,3 @@ def _generation(item: GenerationItem, image: str, folder: Path, prefix: str) -> 
             for j, c in enumerate(item.candidates)
         ],
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

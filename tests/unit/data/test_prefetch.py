@@ -25,9 +25,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Name and whether on another thread, of every file that is decoded."""
     seen: list[tuple[str, bool]] = []
 
-    def noted(path: Path, max_side: int) -> Image.Image:
+    def noted(path: Path) -> Image.Image:
         seen.append((path.name, threading.current_thread() is not threading.main_thread()))
-        return open_image(path, max_side)
+        return open_image(path)
 
     monkeypatch.setattr(asg_core.data.image_pool, "open_image", noted)
     return seen

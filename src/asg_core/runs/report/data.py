@@ -7,16 +7,13 @@ and named in :attr:`RunData.problems`, which the report shows.
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from asg_core.errors import RunFolderError
-
-Record = dict[str, Any]
+from asg_core.runs.folder import Record, RunFolder, json_lines, number
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,6 @@ class RunData:
     """What is in a run folder.
 
     Attributes:
-        folder: the run folder.
         config_text: config.yaml as written, "" if missing.
         config: config.yaml as data, empty if missing or unreadable.
         metrics: one record per step by rising step; of a step recorded twice (resumed runs) the last record.
@@ -34,14 +30,13 @@ class RunData:
         problems: sentences about what could not be read.
     """
 
-    folder: Path
-    config_text: str = ""
-    config: Record = field(default_factory=dict)
-    metrics: list[Record] = field(default_factory=list)
-    samples: list[Record] = field(default_factory=list)
-    summary: Record | None = None
-    quarantine: list[Record] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    config_text: str
+    config: Record
+    metrics: list[Record]
+    samples: list[Record]
+    summary: Record | None
+    quarantine: list[Record]
+    problems: list[str]
 
     @property
     def evaluation(self) -> list[Record]:
@@ -50,36 +45,30 @@ class RunData:
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def number(value: object) -> float | None:
-    """``value`` as a float, None unless it is a finite number (null, NaN, text and booleans are no numbers)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def read_run(folder: Path) -> RunData:
-    """Read ``folder``.
+def read_run(path: Path) -> RunData:
+    """Read the run folder ``path``.
 
     Raises:
         RunFolderError: there is no such folder, or it holds neither config.yaml nor metrics.jsonl.
     """
-    if not (folder / "config.yaml").is_file() and not (folder / "metrics.jsonl").is_file():
+    folder = RunFolder(path)
+    if not folder.config.is_file() and not folder.metrics.is_file():
         raise RunFolderError(
-            f"no run in {str(folder)!r}",
-            "it holds neither config.yaml nor metrics.jsonl" if folder.is_dir() else "there is no such folder",
+            f"no run in {str(path)!r}",
+            "it holds neither config.yaml nor metrics.jsonl" if path.is_dir() else "there is no such folder",
             "give the folder that a training run wrote (its out= value)",
         )
     problems: list[str] = []
-    config_text = _text(folder / "config.yaml", problems)
-    summary = _object(folder / "summary.json", problems) if (folder / "summary.json").exists() else None
+    config_text = _text(folder.config, problems)
+    by_step = {number(record.get("step")): record for record in _records(folder.metrics, problems)}
+    samples = [_object(file, problems) for file in sorted(folder.samples.glob("step-*.json"))]
     return RunData(
-        folder=folder,
         config_text=config_text,
         config=_yaml_mapping(config_text, problems),
-        metrics=_metrics(folder / "metrics.jsonl", problems),
-        samples=_samples(folder / "samples", problems),
-        summary=summary,
-        quarantine=_records(folder / "quarantine.jsonl", problems),
+        metrics=[by_step[step] for step in sorted(step for step in by_step if step is not None)],
+        samples=sorted(filter(None, samples), key=lambda sample: number(sample.get("step")) or 0.0),
+        summary=_object(folder.summary, problems) if folder.summary.exists() else None,
+        quarantine=_records(folder.quarantine, problems),
         problems=problems,
     )
 
@@ -103,8 +92,8 @@ def _yaml_mapping(text: str, problems: list[str]) -> Record:
 
 def _object(path: Path, problems: list[str]) -> Record | None:
     try:
-        loaded = json.loads(_text(path, problems) or "null")
-    except json.JSONDecodeError:
+        loaded = json.loads(_text(path, problems))
+    except ValueError:
         loaded = None
     if isinstance(loaded, dict):
         return loaded
@@ -113,35 +102,10 @@ def _object(path: Path, problems: list[str]) -> Record | None:
 
 
 def _records(path: Path, problems: list[str]) -> list[Record]:
-    if not path.exists():
-        return []
-    records: list[Record] = []
-    lines = _text(path, problems).splitlines()
-    for index, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif index == len(lines):
+    lines = json_lines(_text(path, problems)) if path.exists() else []
+    for position, record in enumerate(lines, start=1):
+        if record is None and position == len(lines):
             problems.append(f"The last line of {path.name} is incomplete, as after a kill; it was skipped.")
-        else:
-            problems.append(f"Line {index} of {path.name} is not a JSON object; it was skipped.")
-    return records
-
-
-def _metrics(path: Path, problems: list[str]) -> list[Record]:
-    by_step: dict[float, Record] = {}
-    for record in _records(path, problems):
-        step = number(record.get("step"))
-        if step is not None:
-            by_step[step] = record
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _samples(folder: Path, problems: list[str]) -> list[Record]:
-    found = (_object(path, problems) for path in sorted(folder.glob("step-*.json")))
-    return sorted((s for s in found if s is not None), key=lambda sample: number(sample.get("step")) or 0.0)
+        elif record is None:
+            problems.append(f"Line {position} of {path.name} is not a JSON object; it was skipped.")
+    return [record for record in lines if record is not None]

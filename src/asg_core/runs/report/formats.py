@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import unicodedata
 
-from asg_core.runs.report.data import number
+from asg_core.runs.folder import number
 
 MISSING = "–"
 
@@ -61,18 +61,9 @@ def duration(seconds: object) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def byte_size(count: object) -> str:
-    """Bytes as MiB or GiB."""
-    found = number(count)
-    if found is None:
-        return MISSING
-    mib = found / 2**20
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
-
-
 def plain(text: object, limit: int = 600) -> str:
-    """Model text fit for a page: at most ``limit`` characters, what UTF-8 or
-    HTML cannot carry (control characters, lone surrogates) shown as U+FFFD. Not yet escaped.
+    """Model text fit for a page: at most ``limit`` characters, what UTF-8 or HTML cannot carry (control characters,
+    lone surrogates) shown as U+FFFD. Not yet escaped.
     """
     shown = "" if text is None else str(text)
     if len(shown) > limit:
@@ -91,16 +82,7 @@ def svg_image(svg: str) -> str:
 
 
 FILTERS = {
-    "decimal": decimal,
-    "significant": significant,
-    "signed": signed,
-    "points": points,
-    "signed_points": signed_points,
-    "p_value": p_value,
-    "duration": duration,
-    "byte_size": byte_size,
-    "plain": plain,
-    "short_path": short_path,
-    "svg_image": svg_image,
+    form.__name__: form
+    for form in (decimal, significant, signed, points, signed_points, p_value, duration, plain, short_path, svg_image)
 }
 """By the name they have in the templates."""

@@ -11,12 +11,13 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from asg_core.method.prompts import FRAMINGS
-from asg_core.runs.report.data import Record
+from asg_core.data.image_file import open_image
+from asg_core.errors import ImageError
+from asg_core.runs.folder import Record
 
 UNDERSTANDING_ITEMS = 10
 """Most images of understanding steps shown."""
@@ -44,55 +45,37 @@ class Thumbnail:
     pixel_art: bool
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One sample of the gallery: its step and the item as written in samples/step-N.json."""
-
-    step: Any
-    item: Record
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The samples of one kind that are shown, out of ``total`` that were written."""
-
-    shown: list[Shown]
-    total: int
-
-
-def select(samples: list[Record], kind: Literal["understanding", "generation"], limit: int) -> Selection:
-    """At most ``limit`` items of one ``kind``, evenly spaced over all written ones, first and last included."""
-    every = [
-        Shown(sample.get("step"), item)
+def items_of(samples: list[Record], kind: Literal["understanding", "generation"]) -> list[Record]:
+    """Every item of one ``kind`` as written in samples/step-N.json, and with it its step."""
+    return [
+        item | {"step": sample.get("step")}
         for sample in samples
         if sample.get("kind") == kind
         for item in sample.get("items") or []
         if isinstance(item, dict)
     ]
-    if len(every) <= limit:
-        return Selection(every, len(every))
-    picks = sorted({round(i * (len(every) - 1) / max(limit - 1, 1)) for i in range(limit)})
-    return Selection([every[i] for i in picks], len(every))
+
+
+def evenly(items: list[Record], limit: int) -> list[Record]:
+    """At most ``limit`` >= 2 of the ``items``, evenly spaced, first and last included."""
+    if len(items) <= limit:
+        return items
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def thumbnail(samples_folder: Path, name: object) -> Thumbnail | None:
     """The image ``name`` (relative to the samples folder) ready to inline; None if missing, damaged or outside it."""
-    if not isinstance(name, str):
-        return None
-    root = samples_folder.resolve()
     try:
-        path = Path(os.path.realpath(root / name))
-        if not path.is_relative_to(root):
+        path = Path(os.path.realpath(samples_folder / str(name)))
+        if not path.is_relative_to(samples_folder.resolve()):
             return None
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        image = open_image(path)
+    except (ValueError, ImageError):
         return None
     width, height = image.size
     if max(width, height) <= PIXEL_ART_SIDE:
         return Thumbnail(_uri(image, "PNG"), width, height, pixel_art=True)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    uri = ""
     for quality in (82, 65, 45, 25):
         uri = _uri(image, "JPEG", quality=quality)
         if len(uri) * 3 // 4 <= THUMBNAIL_BYTES:
@@ -104,12 +87,3 @@ def _uri(image: Image.Image, encoding: Literal["PNG", "JPEG"], **options: int) -
     buffer = io.BytesIO()
     image.save(buffer, encoding, optimize=True, **options)
     return f"data:image/{encoding.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def framing_number(framing: object, position: int) -> int:
-    """1-based number of a framing given as its text or its 0-based index; ``position`` + 1 for anything else."""
-    if isinstance(framing, str) and framing in FRAMINGS:
-        return FRAMINGS.index(framing) + 1
-    if isinstance(framing, int) and not isinstance(framing, bool):
-        return framing + 1
-    return position + 1

@@ -1,26 +1,31 @@
-"""Panels as SVG on light cards, which stay small however long the run was."""
+"""Panels as SVG on light cards, which stay small however long the run was. Which panels: templates/panels.yaml.j2."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from pydantic import TypeAdapter
 
-from asg_core.config.schema import RunConfig
-from asg_core.runs.report.data import Record, number
-from asg_core.runs.report.panels import Curve, Ink, Panel, panel_groups
+from asg_core.config.schema import RunConfig, Section
+from asg_core.method.rewards import BELL_CENTRE, BELL_WIDTH
+from asg_core.runs.folder import Record, number
 from asg_core.runs.report.tables import early_and_late
 
 RAW_POINTS = 300
 """Most raw points drawn per curve; beyond it each bin of steps shows its smallest and largest value."""
 
 TEXT, RULE, _BAND = "#59606b", "#e1e2dd", "#ece6f6"
+Ink = Literal["proposer", "solver", "generator", "violet", "olive"]
 INKS: dict[Ink, str] = {
     "proposer": "#0b5fa5",
     "solver": "#bf4d00",
@@ -33,6 +38,39 @@ INKS: dict[Ink, str] = {
 STROKES = ("solid", (0, (4.5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), "solid")
 STROKE_NAMES = ("solid", "dashed", "dotted", "dashdot", "solid")
 """By position of the curve in its panel, so that no curve is told apart by colour alone."""
+
+
+class Curve(NamedTuple):
+    """One metric as a curve: key in metrics.jsonl, label, ink, and the kind of step it is taken from (None: both)."""
+
+    key: str
+    label: str
+    ink: Ink
+    kind: Literal["understanding", "generation"] | None = None
+
+
+class Panel(Section):
+    """One small plot over the steps of a run.
+
+    Attributes:
+        title: what it shows, with its unit.
+        note: how to read it, one sentence.
+        curves: drawn in this order; those without values are left out, a panel without curves too.
+        share: the y axis is fixed to [0, 1].
+        log: the y axis may be logarithmic where all values are positive and span more than a factor of 50.
+        band: (low, high) region that the method aims at.
+        line: (value, name) of a reference level.
+        only_if_nonzero: left out of the report where all values are 0.
+    """
+
+    title: str
+    note: str
+    curves: list[Curve]
+    share: bool = False
+    log: bool = False
+    band: tuple[float, float] | None = None
+    line: tuple[float, str] | None = None
+    only_if_nonzero: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,29 +117,24 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = RAW_POINTS) -> tupl
     return steps[keep], values[keep]
 
 
-def series(metrics: list[Record], curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) steps and (n,) values of a metric, without the steps on which it has no value."""
-    found = [
-        (float(record["step"]), value)
-        for record in metrics
-        if (curve.kind is None or record.get("kind") == curve.kind)
-        and (value := number(record.get(curve.key))) is not None
-    ]
-    return np.array([step for step, _ in found]), np.array([value for _, value in found])
-
-
 def draw_panels(metrics: list[Record], config: RunConfig) -> list[tuple[str, list[Plot]]]:
-    """(heading, plots) of every panel group that has anything to show. All plots share one step axis."""
+    """(heading, plots) of every panel group that has anything to show. All plots share one step axis.
+
+    ``config`` supplies reference levels (KL target, gradient clip).
+    """
+    template = Environment(loader=PackageLoader("asg_core.runs.report")).get_template("panels.yaml.j2")
+    text = template.render(config=config, bell_centre=BELL_CENTRE, bell_width=BELL_WIDTH)
+    groups = TypeAdapter(dict[str, list[Panel]]).validate_python(yaml.safe_load(text))
     drawn = []
-    for group in panel_groups(config):
-        plots = [plot for panel in group.panels if (plot := _draw(panel, metrics)) is not None]
+    for title, panels in groups.items():
+        plots = [plot for panel in panels if (plot := _draw(panel, metrics)) is not None]
         if plots:
-            drawn.append((group.title, plots))
+            drawn.append((title, plots))
     return drawn
 
 
 def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
-    curves = [(curve, *series(metrics, curve)) for curve in panel.curves]
+    curves = [(curve, *_series(metrics, curve)) for curve in panel.curves]
     curves = [(curve, steps, values) for curve, steps, values in curves if len(values)]
     if not curves or (panel.only_if_nonzero and not any(values.any() for *_, values in curves)):
         return None
@@ -118,6 +151,13 @@ def _draw(panel: Panel, metrics: list[Record]) -> Plot | None:
         )
         keys.append(Key(curve.key, curve.label, ink, STROKE_NAMES[stroke], *early_and_late(values.tolist())))
     return Plot(panel, svg(figure), keys)
+
+
+def _series(metrics: list[Record], curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) steps and (n,) values of a metric, without the steps on which it has no value."""
+    records = [record for record in metrics if curve.kind in (None, record.get("kind"))]
+    found = [(record["step"], value) for record in records if (value := number(record.get(curve.key))) is not None]
+    return np.array([step for step, _ in found], dtype=float), np.array([value for _, value in found])
 
 
 def _dress(axes: matplotlib.axes.Axes, panel: Panel, first: float, last: float, values: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from asg_core.config.schema import RunConfig
 from asg_core.config.strict_yaml import read_yaml
 from asg_core.config.validation import validate
 from asg_core.errors import ConfigError, did_you_mean
-from asg_core.runs.configuration import run_config_of
+from asg_core.runs.configuration import layered_run_config
 
 _SHIPPED = "asg_lab.study"
 
@@ -57,7 +57,7 @@ class Suite(BaseModel):
     def run_config(self, arm: str, seed: int) -> RunConfig:
         """The checked configuration of one run. Raises ConfigError as ``asg train`` would."""
         merged = OmegaConf.to_container(OmegaConf.merge(self.config, self.arms[arm].config, {"seed": seed}))
-        return run_config_of(cast(dict[str, Any], merged), f"arm {arm!r}")
+        return layered_run_config([(f"arm {arm!r}", cast(dict[str, Any], merged))])
 
     def narrowed(self, arms: Sequence[str], seeds: Sequence[int]) -> Suite:
         """The same study with some arms and seeds only; all where none are named.

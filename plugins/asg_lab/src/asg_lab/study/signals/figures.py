@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from asg_core.runs.report.panels import Ink
-from asg_core.runs.report.plots import INKS, STROKE_NAMES, STROKES, TEXT, dots, smooth, style, svg
+from asg_core.runs.report.plots import INKS, STROKE_NAMES, STROKES, TEXT, Ink, dots, smooth, style, svg
 from asg_lab.study.signals.rows import Asked, Drawn, Solved
 from asg_lab.study.signals.tables import HeldOut, as_number, lesson
 
