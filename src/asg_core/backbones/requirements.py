@@ -16,13 +16,8 @@ def unmet_requirements() -> list[str]:
     Two plugins whose ranges exclude each other cannot both be met; the sentence names every plugin that wants another
     version of the package.
     """
-    wanted: dict[str, list[tuple[str, Requirement]]] = {}
-    for distribution in _plugin_distributions():
-        for requirement in _requirements(distribution):
-            owners = wanted.setdefault(canonicalize_name(requirement.name), [])
-            owners.append((f"{distribution.name} {distribution.version}", requirement))
     problems = []
-    for package, owners in sorted(wanted.items()):
+    for package, owners in sorted(_wanted().items()):
         installed = _version(package)
         for owner, requirement in owners:
             if installed is None:
@@ -32,6 +27,21 @@ def unmet_requirements() -> list[str]:
                 beside = f" ({'; '.join(others)})" if others else ""
                 problems.append(f"{owner} needs {requirement}, installed is {package} {installed}{beside}")
     return problems
+
+
+def required_versions() -> dict[str, str | None]:
+    """The installed version of every package that plugins' packages, the core's own among them, require; or None."""
+    return {package: _version(package) for package in sorted(_wanted())}
+
+
+def _wanted() -> dict[str, list[tuple[str, Requirement]]]:
+    """Package -> the plugins' packages that require it, and what they require."""
+    wanted: dict[str, list[tuple[str, Requirement]]] = {}
+    for distribution in _plugin_distributions():
+        for requirement in _requirements(distribution):
+            owners = wanted.setdefault(canonicalize_name(requirement.name), [])
+            owners.append((f"{distribution.name} {distribution.version}", requirement))
+    return wanted
 
 
 def _plugin_distributions() -> list[Distribution]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
 from asg_core.planning.shape import Drawing, ModelShape
-from asg_core.planning.workload import Workload, logits_bytes, rates
+from asg_core.planning.workload import Workload, logits_bytes
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images: int, role: Role) -> int:
     """The update of the Proposer or the Solver from ``images`` images; 0 if the role does not learn."""
-    if rates(config)[role] == 0:
+    if config.optimizer.rate(role) == 0:
         return 0
     k, settings = config.ask.questions_per_image, config.optimizer
     if role is Role.PROPOSER:
@@ -31,7 +31,7 @@ def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images
 
 def generator_bytes(shape: ModelShape, config: RunConfig, drawing: Drawing, images: int) -> int:
     """The update of the Generator from the candidates of ``images`` prompts; 0 if it does not learn."""
-    if rates(config)[Role.GENERATOR] == 0:
+    if config.optimizer.lr_generator == 0:
         return 0
     again, prompts = config.gradient_checkpointing, config.optimizer.groups_per_pass(images)
     of_a_prompt = drawing.loss * config.generate.candidates

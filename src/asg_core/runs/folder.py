@@ -169,6 +169,17 @@ def _not_written(folder: Path, error: Exception) -> RunFolderError:
     )
 
 
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Turns an OSError of writing what ``--out`` names into a RunFolderError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+        ) from error
+
+
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSONL file in order, none if it is missing; a torn last line is left out."""
     records: list[dict[str, Any]] = []
