@@ -18,7 +18,7 @@ def unmet_requirements() -> list[str]:
     """
     problems = []
     for package, owners in sorted(_wanted().items()):
-        installed = _version(package)
+        installed = installed_version(package)
         for owner, requirement in owners:
             if installed is None:
                 problems.append(f"{owner} needs {requirement}, which is not installed")
@@ -31,7 +31,7 @@ def unmet_requirements() -> list[str]:
 
 def required_versions() -> dict[str, str | None]:
     """The installed version of every package that plugins' packages, the core's own among them, require; or None."""
-    return {package: _version(package) for package in sorted(_wanted())}
+    return {package: installed_version(package) for package in sorted(_wanted())}
 
 
 def _wanted() -> dict[str, list[tuple[str, Requirement]]]:
@@ -65,7 +65,8 @@ def _requirements(distribution: Distribution) -> list[Requirement]:
     return parsed
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -79,8 +79,9 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
 
 def given_words(args: argparse.Namespace, *options: str) -> list[str]:
     """Those of the ``options`` that were given, as ``key=value`` words."""
+    given = {option: getattr(args, option) for option in options}
     # JSON text is YAML text, so a path is taken as it is, whatever it looks like
-    return [f"{o}={json.dumps(getattr(args, o), ensure_ascii=False)}" for o in options if getattr(args, o) is not None]
+    return [f"{option}={json.dumps(value, ensure_ascii=False)}" for option, value in given.items() if value is not None]
 
 
 def at_least_one(text: str) -> int:

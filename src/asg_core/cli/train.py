@@ -78,8 +78,6 @@ def _was_started(config: RunConfig) -> bool:
 
 
 def _resume(folder: Path, others: Sequence[str]) -> Trainer:
-    from asg_core.config.strict_yaml import parse_yaml
-
     steps = None
     for word in others:
         if not word.startswith("steps="):
@@ -88,9 +86,10 @@ def _resume(folder: Path, others: Sequence[str]) -> Trainer:
                 "a run goes on with its own configuration; only its number of steps may grow",
                 "leave it out, or start a new run",
             )
-        steps = parse_yaml(word.removeprefix("steps="), "steps=")
-        if type(steps) is not int or steps < 1:
+        number = word.removeprefix("steps=")
+        if not number.isdecimal() or int(number) < 1:
             raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
+        steps = int(number)
     from asg_core.training.trainer import Trainer
 
     return Trainer.resume(folder, steps)

@@ -11,13 +11,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asg_core.backbones.interface import Backbone
 from asg_core.backbones.loading import validate_options
 from asg_core.backbones.registry import list_plugins
+from asg_core.backbones.requirements import installed_version
 from asg_core.errors import ConfigError
 from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
 from asg_core.method import prompts
@@ -97,7 +97,7 @@ def make_protocol(
         "judge": judge,
         "versions": {
             "python": platform.python_version(),
-            **{p: _version(p) for p in ("asg-core", *PACKAGES, *packages)},
+            **{p: installed_version(p) for p in ("asg-core", *PACKAGES, *packages)},
         },
         "adapters": adapter_digests(backbone) if trained else None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -183,13 +183,6 @@ def _template_digest(backbone: str, plugin_version: str) -> str:
 def _plugin_of(backbone: str) -> tuple[str, str]:
     owners = [r for r in list_plugins() for manifest in r.backbones if manifest.name == backbone]
     return (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _flat(value: Mapping[str, Any], left_out: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:

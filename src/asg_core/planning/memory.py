@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asg_core.backbones.interface import Role
 from asg_core.planning.decoding import compiled_decoding_bytes, decoding_bytes, prompt_cache_bytes, slot_bytes
-from asg_core.planning.learning import generator_bytes, text_role_bytes
+from asg_core.planning.learning import generator_bytes, proposer_bytes, solver_bytes
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import SPEC_ANSWERS, TextCall, Workload, logits_bytes
 
@@ -57,15 +56,16 @@ class StepMemory:
 def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> StepMemory:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels."""
     work = Workload.of(shape, config, size)
+    ask, solve = work.understanding_calls(config, images)
     learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
     policies = 2 + learning  # an update needs the base policy too
     return StepMemory(
         **_standing(shape, config),
         prefixes=_prefix_bytes(shape, images, work.image, policies),
         reading=_reading_bytes(shape, images, size, policies),
-        **_decoding(shape, config, *work.understanding_calls(config, images)),
+        **_decoding(shape, config, ask, solve),
         drawing=0,
-        learning=max(text_role_bytes(shape, config, work, images, role) for role in (Role.PROPOSER, Role.SOLVER)),
+        learning=max(proposer_bytes(shape, config, ask), solver_bytes(shape, config, solve)),
     )
 
 
