@@ -64,7 +64,7 @@ def test_the_methods_prompts_are_part_of_it(tiny: Backbone, monkeypatch: pytest.
 
 def test_package_versions_are_part_of_it(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made(tiny)
-    monkeypatch.setattr(module, "version", lambda name: "9.9")
+    monkeypatch.setattr(module, "installed_version", lambda name: "9.9")
     assert "versions.peft: " + before["versions"]["peft"] + " / 9.9" in differences(before, made(tiny))
 
 
