@@ -15,7 +15,7 @@ from asg_core.backbones.interface import Backbone
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.models.weights.inventory import read_inventory, read_json, shapes
 from asg_core.models.weights.loader import LoadReport
-from asg_core.planning import Drawing, ModelShape
+from asg_core.planning.shape import Drawing, ModelShape
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 NAMES = ("vargpt", "blip3o", "bagel")

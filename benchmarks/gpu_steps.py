@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from asg_core.planning import generation_phases, seconds, understanding_phases
+from asg_core.planning.duration import generation_phases, understanding_phases
 from gpu_bench import Bench
 from gpu_models import pictures
 from gpu_rows import GIB, Row, against, timed, wait
@@ -78,7 +78,7 @@ def step(bench: Bench, what: Step) -> Iterator[Row]:
         f"{what.count} images",
         value,
         "s",
-        bound=seconds(phases, bench.rates, launches=False) if bench.rates else None,
+        bound=sum(phase.seconds(bench.rates, launches=False) for phase in phases) if bench.rates else None,
         planned_gib=needed / GIB,
         note=note,
     )

@@ -23,7 +23,8 @@ from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
-from asg_core.planning import ModelShape, StepMemory, generation_memory, understanding_memory
+from asg_core.planning.memory import StepMemory, generation_memory, understanding_memory
+from asg_core.planning.shape import ModelShape
 from asg_core.training.optimizer import RoleOptimizer
 from scripted import Scripted
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from asg_core.cli import main
-from asg_core.cli.main import _VERBS
-from asg_core.cli.train import split_config
+from asg_core.cli.common import load_config
+from asg_core.cli.main import VERBS
 from asg_core.runs.configuration import load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +37,8 @@ def commands(page: Path) -> list[str]:
 def understood(monkeypatch: pytest.MonkeyPatch) -> list[Namespace]:
     """What verbs were given; they do nothing with it."""
     seen: list[Namespace] = []
-    for verb in _VERBS:
-        if hasattr(verb, "run"):
-            monkeypatch.setattr(verb, "run", lambda args: seen.append(args) or 0)
+    for verb in VERBS:
+        monkeypatch.setattr(f"asg_core.cli.{verb}.run", lambda args: seen.append(args) or 0)
     monkeypatch.chdir(ROOT)
     return seen
 
@@ -53,7 +52,7 @@ def test_the_commands_of_a_page_fit_their_usage(page: Path, understood: list[Nam
         if program == "asg":
             assert main(words) == 0, command
             settings = [word for word in getattr(understood[-1], "overrides", []) if not word.startswith("resume=")]
-            load_run_config(*split_config(settings))
+            load_config(settings)
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(ROOT)))

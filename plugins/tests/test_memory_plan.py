@@ -19,8 +19,7 @@ from accelerate import Accelerator
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.models.decoding import CompiledDecode
-from asg_core.planning import StepMemory, generation_memory, images_that_fit, understanding_memory
-from asg_core.planning.workload import rates
+from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
 from asg_core.training.optimizer import RoleOptimizer
 from devkit.pretended_cuda import PretendedCuda, obstacle
 from devkit.sizes import at_full_size
@@ -121,7 +120,7 @@ class Model:
 
     def _trained(self, role: Role, config: RunConfig) -> RoleOptimizer:
         """An optimizer whose first update is behind it."""
-        weights, rate = self.built.backbone.trainable(role), 1e-6 if rates(config)[role] else 0.0
+        weights, rate = self.built.backbone.trainable(role), 1e-6 if config.optimizer.rate(role) else 0.0
         optimizer = RoleOptimizer(weights, rate, 0.0, 1.0, Accelerator(cpu=True))
         optimizer.step([lambda: torch.stack([weight.sum() for weight in weights.values()]).sum()])
         return optimizer
@@ -180,6 +179,5 @@ def test_a_step_needs_what_is_planned_and_little_less(model: Model, case: Case) 
 @pytest.mark.parametrize("kind", ["understanding", "generation"])
 def test_as_many_images_as_are_said_to_fit_do_and_more_do_not(model: Model, kind: str) -> None:
     memory = model.planned(Case(kind, 2)).peak
-    config = model.config(Case(kind, 3))
-    assert images_that_fit(model.built.shape, config, (448, 448), memory, kind=kind) == 2
+    assert images_that_fit(lambda images: model.planned(Case(kind, images)), memory) == 2
     assert model.counted(Case(kind, 2)) <= memory < model.counted(Case(kind, 3))

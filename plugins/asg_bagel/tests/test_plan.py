@@ -15,7 +15,7 @@ from asg_bagel.plan import plan, shape_of
 from asg_bagel.released import released_config
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.backbones.manifest import LoadRequest, LoraSettings
-from asg_core.planning import ModelShape
+from asg_core.planning.shape import ModelShape
 
 from bagel_fixtures import GOLDEN, OPTIONS, picture
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.backbones.manifest import LoadRequest, LoraSettings
-from asg_core.planning import ModelShape
+from asg_core.planning.shape import ModelShape
 
 Load = Callable[..., Blip3oBackbone]
 SMALL = Sampler(flow_steps=4, decoder_steps=3, height=32, width=32)

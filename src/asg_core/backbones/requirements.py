@@ -17,13 +17,8 @@ def unmet_requirements() -> list[str]:
     Two plugins whose ranges exclude each other cannot both be met; the sentence names every plugin that wants another
     version of the package.
     """
-    plugins = {entry.dist.name: entry.dist for entry in entry_points(group=PROJECT) if entry.dist}
-    wanted: dict[str, list[tuple[str, Requirement]]] = defaultdict(list)
-    for name, distribution in sorted(plugins.items()):
-        for requirement in _requirements(distribution):
-            wanted[canonicalize_name(requirement.name)].append((f"{name} {distribution.version}", requirement))
     problems = []
-    for package, owners in sorted(wanted.items()):
+    for package, owners in sorted(_wanted().items()):
         installed = installed_version(package)
         for owner, requirement in owners:
             if installed is None:
@@ -33,6 +28,21 @@ def unmet_requirements() -> list[str]:
                 beside = f" ({'; '.join(others)})" if others else ""
                 problems.append(f"{owner} needs {requirement}, installed is {package} {installed}{beside}")
     return problems
+
+
+def required_versions() -> dict[str, str | None]:
+    """The installed version of every package that plugins' packages, the core's own among them, require; or None."""
+    return {package: installed_version(package) for package in sorted(_wanted())}
+
+
+def _wanted() -> dict[str, list[tuple[str, Requirement]]]:
+    """Package -> the plugins' packages that require it, and what they require."""
+    plugins = {entry.dist.name: entry.dist for entry in entry_points(group=PROJECT) if entry.dist}
+    wanted: dict[str, list[tuple[str, Requirement]]] = defaultdict(list)
+    for name, distribution in sorted(plugins.items()):
+        for requirement in _requirements(distribution):
+            wanted[canonicalize_name(requirement.name)].append((f"{name} {distribution.version}", requirement))
+    return wanted
 
 
 def _requirements(distribution: Distribution) -> list[Requirement]:

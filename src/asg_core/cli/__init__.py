@@ -1,4 +1,4 @@
-"""The command line: ``asg VERB``. One module per verb; nothing heavy is imported before a verb runs."""
+"""The command line: ``asg VERB``. One module per verb, imported when it is called; nothing heavy before it runs."""
 
 from asg_core.cli.main import main
 

@@ -1,28 +1,19 @@
-"""``asg ask``: questions of the Proposer about an image."""
+"""Sample questions about an image from the base model, or with --run from the run's Proposer."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from asg_core.cli.common import add_json, add_model_options, add_overrides, at_least_one, open_model, print_json
+from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "ask",
-        help="questions about an image",
-        description="Sample questions about an image from the base model, or with --run from the run's Proposer.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("image", type=Path, metavar="IMAGE")
     parser.add_argument("--n", type=at_least_one, metavar="N", help="how many (default: ask.questions_per_image)")
     add_model_options(parser)
     add_json(parser)
-    add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

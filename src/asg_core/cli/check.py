@@ -1,27 +1,20 @@
-"""``asg check``: the conformance checks on an installed backbone."""
+"""Run the conformance checks on an installed backbone; exit code 1 if one fails."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import traceback
 from collections import Counter
-from typing import Any
+from functools import partial
 
-from asg_core.cli.common import add_json, add_overrides, print_json
+from asg_core.cli.common import add_json, add_overrides, given_words, print_json
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "skipped": "skip", "expected": "xfail", "unexpected": "XPASS"}
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "check",
-        help="does a backbone keep the contract?",
-        description="Run the conformance checks on an installed backbone; exit code 1 if one fails.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--weights", metavar="DIR", help="directory of its weights, best a tiny checkpoint")
     parser.add_argument("--profile", choices=("quick", "full"), default="full", help="quick leaves out the slow checks")
@@ -42,33 +35,19 @@ def add_parser(verbs: Any) -> None:
     )
     add_json(parser)
     add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """One line a check, with cause and remedy where it failed; 1 unless all are good."""
-    from asg_core.backbones.interface import Backbone
-    from asg_core.backbones.loading import load_backbone
     from asg_core.backbones.registry import find_manifest
     from asg_core.runs.configuration import load_run_config
+    from asg_core.runs.opening import load_base
     from asg_core.testing.conformance import Outcome, check_backbone
 
     find_manifest(args.backbone)
-    given = {"backbone": args.backbone, "weights": args.weights}
-    words = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    words += args.overrides
+    words = [*given_words(args, "backbone", "weights"), *args.overrides]
     config = load_run_config(None, words)
     unguided = [*words, *(f"backbone_options.{word}" for word in args.guidance_off)] if args.guidance_off else []
-
-    def load(**settings: Any) -> Backbone:
-        own: dict[str, Any] = {
-            "weights": config.weights,
-            "device": config.device,
-            "dtype": config.dtype,
-            "options": config.backbone_options,
-            "lora": config.lora,
-        }
-        return load_backbone(args.backbone, **{**own, **settings})
 
     def show(outcome: Outcome) -> None:
         if args.json:
@@ -80,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             traceback.print_exception(outcome.crash)
 
     report = check_backbone(
-        load,
+        partial(load_base, config),
         expected_failures=dict(word.partition("=")[::2] for word in args.expect),
         profile=args.profile,
         only=args.only,

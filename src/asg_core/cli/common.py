@@ -1,33 +1,20 @@
-"""What the verbs share: options of verbs that load a model, and how a model is loaded from them."""
+"""What the verbs share: options that several of them have, and loading what those options describe."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asg_core.errors import RunFolderError
-from asg_core.runs.folder import run_config_file
 from asg_core.runs.opening import OpenedModel
 from asg_core.runs.opening import open_model as open_with
 
-__all__ = [
-    "INTERRUPTED",
-    "OpenedModel",
-    "add_json",
-    "add_model_options",
-    "add_overrides",
-    "at_least_one",
-    "open_model",
-    "print_json",
-    "progress_bar",
-    "run_config_file",
-    "unwritable",
-]
+if TYPE_CHECKING:
+    from asg_core.config.schema import RunConfig
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -45,8 +32,31 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The words that :func:`load_config` takes."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value",
+        help="a configuration file first, then settings; asg config prints all of them with their meaning",
+    )
+
+
+def load_config(words: Sequence[str]) -> RunConfig:
+    """The configuration that a file, if the first word is none of ``key=value``, and settings describe.
+
+    Raises:
+        ConfigError, PluginError.
+    """
+    from asg_core.runs.configuration import load_run_config
+
+    if words and "=" not in words[0]:
+        return load_run_config(Path(words[0]), words[1:])
+    return load_run_config(None, words)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model to load."""
+    """Options and trailing settings that say which model to load."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and trained adapters"
@@ -55,6 +65,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", metavar="DIR", help="directory of the model's weights")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     group.add_argument("--seed", type=int, help="of everything random (default: 0, or the run's)")
+    add_overrides(parser)
 
 
 def open_model(args: argparse.Namespace) -> OpenedModel:
@@ -63,10 +74,14 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
     Raises:
         ConfigError, PluginError, WeightsError, RunFolderError.
     """
-    names = ("backbone", "weights", "device", "seed")
+    return open_with(args.run, [*given_words(args, "backbone", "weights", "device", "seed"), *args.overrides])
+
+
+def given_words(args: argparse.Namespace, *options: str) -> list[str]:
+    """Those of the ``options`` that were given, as ``key=value`` words."""
+    given = {option: getattr(args, option) for option in options}
     # JSON text is YAML text, so a path is taken as it is, whatever it looks like
-    given = [f"{n}={json.dumps(getattr(args, n), ensure_ascii=False)}" for n in names if getattr(args, n) is not None]
-    return open_with(args.run, [*given, *args.overrides])
+    return [f"{option}={json.dumps(value, ensure_ascii=False)}" for option, value in given.items() if value is not None]
 
 
 def at_least_one(text: str) -> int:
@@ -79,13 +94,6 @@ def at_least_one(text: str) -> int:
 def print_json(value: Any) -> None:
     """Indented ASCII JSON on stdout; NaN is refused."""
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def unwritable(out: Path, error: OSError) -> RunFolderError:
-    """What to raise where the folder of ``--out`` cannot be written."""
-    return RunFolderError(
-        f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
-    )
 
 
 @contextmanager

@@ -1,29 +1,23 @@
-"""``asg compare``: paired differences of two stored scores, if they were measured under the same protocol."""
+"""Compare two stored scores item by item.
+
+A run folder or a folder of asg eval --out stands for its trained model, or for the base model if it has no other.
+Without B: base against trained of A. Scores whose protocols differ are refused, with every difference named.
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from asg_core.cli.common import add_json, print_json
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "compare",
-        help="paired differences of two scores of equal protocol",
-        description="Compare two stored scores item by item. A run folder or a folder of asg eval --out stands for "
-        "its trained model, or for the base model if it has no other. Without B: base against trained of A. "
-        "Scores whose protocols differ are refused, with every difference named.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("a", type=Path, metavar="A", help="run folder, folder of asg eval --out, or a file of theirs")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="the same")
     add_json(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

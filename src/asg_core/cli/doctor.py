@@ -1,4 +1,4 @@
-"""``asg doctor``: what a bug report needs, and nothing private: no environment, no paths outside the current folder."""
+"""Show versions, devices, plugins and disk space. Exit code 1 if something will not work."""
 
 from __future__ import annotations
 
@@ -6,75 +6,53 @@ import argparse
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from asg_core import __version__
 from asg_core.cli.common import add_json, print_json
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "pluggy",
-    "pydantic",
-    "omegaconf",
-    "pyyaml",
-    "pillow",
-    "numpy",
-    "rich",
-    "jinja2",
-    "matplotlib",
-)
-LOW_DISK_BYTES = 2 * 1024**3
+GIB = 1024**3
+LOW_DISK_BYTES = 2 * GIB
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "doctor",
-        help="check the installation",
-        description="Show versions, devices, plugins and disk space. Exit code 1 if something will not work.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_json(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if a required package or every backbone is missing, or the disk is nearly full."""
+    """Print what a bug report needs and nothing private: no environment, no paths outside the current folder.
+
+    Returns:
+        1 if a required package or every backbone is missing, or the disk is nearly full.
+    """
     from asg_core.backbones.registry import list_plugins
-    from asg_core.backbones.requirements import unmet_requirements
+    from asg_core.backbones.requirements import required_versions, unmet_requirements
     from asg_core.cli.plugins import as_data
 
-    unmet = unmet_requirements()
+    problems = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]
-    versions = {"python": platform.python_version(), "asg-core": __version__, **{p: _version(p) for p in PACKAGES}}
+    if not any(plugin["backbones"] for plugin in plugins):
+        problems.append("no backbone can be used")
     disk = shutil.disk_usage(Path.cwd())
+    if disk.free < LOW_DISK_BYTES:
+        problems.append(f"only {disk.free / GIB:.1f} GiB of disk space are free here")
+    versions = {"python": platform.python_version(), "asg-core": __version__, **required_versions()}
     report = {
         "versions": versions,
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_cores": os.cpu_count(),
-        "devices": _devices() if versions["torch"] else [],
+        "devices": _devices() if versions.get("torch") else [],
         "disk_free_bytes": disk.free,
         "plugins": plugins,
-        "problems": [*unmet, *_problems(versions, plugins, disk.free)],
+        "problems": problems,
     }
     if args.json:
         print_json(report)
     else:
         _print(report)
-    return 1 if report["problems"] else 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return 1 if problems else 0
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -89,23 +67,14 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
-def _problems(versions: dict[str, str | None], plugins: list[dict[str, Any]], free: int) -> list[str]:
-    problems = [f"package {name} is not installed" for name, found in versions.items() if found is None]
-    if not any(plugin["backbones"] for plugin in plugins):
-        problems.append("no backbone can be used")
-    if free < LOW_DISK_BYTES:
-        problems.append(f"only {free / 1024**3:.1f} GiB of disk space are free here")
-    return problems
-
-
 def _print(report: dict[str, Any]) -> None:
     from asg_core.cli.tables import print_table
 
     print_table(("package", "version"), [(name, found or "missing") for name, found in report["versions"].items()])
-    free = report["disk_free_bytes"] / 1024**3
+    free = report["disk_free_bytes"] / GIB
     print(f"\n{report['platform']}, {report['cpu_cores']} CPU cores, {free:.1f} GiB free here")
     for device in report["devices"]:
-        memory = f", {device['memory_bytes'] / 1024**3:.0f} GiB" if "memory_bytes" in device else ""
+        memory = f", {device['memory_bytes'] / GIB:.0f} GiB" if "memory_bytes" in device else ""
         print(f"device {device['device']} {device.get('name', '')}{memory}".rstrip())
     print()
     print_table(

@@ -1,22 +1,15 @@
-"""``asg export``: merge a run's adapters into the weights, in the model's released layout."""
+"""Write a copy of the weights with adapters merged in, which the model's own code can load."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from asg_core.cli.common import add_model_options, add_overrides, open_model
+from asg_core.cli.common import add_model_options, open_model
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "export",
-        help="merge a run's adapters into a checkpoint of the released layout",
-        description="Write a copy of the weights with adapters merged in, which the model's own code can load.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument(
         "--roles",
@@ -27,8 +20,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--float32", action="store_true", help="store merged tensors in float32, unrounded")
     add_model_options(parser)
-    add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

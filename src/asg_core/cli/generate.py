@@ -1,22 +1,13 @@
-"""``asg generate``: draw images for one prompt, or a benchmark's prompts in the folder that its scorer reads."""
+"""Draw images with the base model, or with --run with the run's Generator; prints the files' paths."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
-from asg_core.cli.common import (
-    add_json,
-    add_model_options,
-    add_overrides,
-    at_least_one,
-    open_model,
-    print_json,
-    unwritable,
-)
-from asg_core.errors import ConfigError, RunFolderError
+from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json
+from asg_core.errors import ConfigError
 
 EXAMPLES = """\
 examples:
@@ -26,16 +17,8 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "generate",
-        help="draw images for a prompt or for a benchmark's prompts",
-        description="Draw images with the base model, or with --run with the run's Generator; prints the files' paths.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("prompt", metavar="PROMPT", nargs="?")
     parser.add_argument(
         "--n", type=at_least_one, metavar="N", help="images of a prompt (default: 1, or the benchmark's own number)"
@@ -50,17 +33,9 @@ def add_parser(verbs: Any) -> None:
         metavar="NAME",
         help="whose scorer shall read the folder: geneval, dpg, wise or lmms; started again, it goes on",
     )
-    bench.add_argument(
-        "--batch-size",
-        type=at_least_one,
-        default=8,
-        metavar="B",
-        help="images at a time (default: 8)",
-    )
+    bench.add_argument("--batch-size", type=at_least_one, default=8, metavar="B", help="images at a time (default: 8)")
     add_model_options(parser)
     add_json(parser)
-    add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,12 +53,11 @@ def _one_prompt(args: argparse.Namespace) -> int:
         raise ConfigError("the prompt is empty", "there is nothing to draw", 'e.g. asg generate "a red circle"')
     from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
     from asg_core.config.seeding import derive_seed
+    from asg_core.runs.folder import writing_to
 
     out = args.out or Path()
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from None
     model = open_model(args)
     seed = model.config.seed
     requests = [ImageRequest(args.prompt, derive_seed(seed, "generate", i)) for i in range(args.n or 1)]
@@ -91,12 +65,8 @@ def _one_prompt(args: argparse.Namespace) -> int:
     rows = []
     for i, sample in enumerate(model.backbone.generate(requests, sampling, model.role(Role.GENERATOR))):
         file = out / f"{file_stem(args.prompt)}-{seed}-{i}.png"
-        try:
+        with writing_to(file):
             sample.image.save(file)
-        except OSError as error:
-            raise RunFolderError(
-                f"{file} cannot be written", error.strerror or str(error), "choose another folder with --out"
-            ) from None
         rows.append({"file": str(file), "prompt": args.prompt, "seed": sample.request.seed})
         if not args.json:
             print(file)

@@ -8,27 +8,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import import_module
+from typing import Any, NoReturn
 
 from asg_core import __version__
 from asg_core.backbones.known_plugins import EXTENSIONS
-from asg_core.cli import (
-    ask,
-    check,
-    compare,
-    config,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    new,
-    parity,
-    plan,
-    plugins,
-    report,
-    solve,
-    train,
-)
 from asg_core.cli.common import INTERRUPTED
 from asg_core.errors import AsgError, ConfigError, did_you_mean
 
@@ -52,27 +36,33 @@ environment:
   ASG_DISABLE_PLUGINS=name,name   leave plugins out; * leaves out all but the core's own
 """
 
-_VERBS = (
-    train,
-    evaluate,
-    compare,
-    generate,
-    ask,
-    solve,
-    plugins,
-    doctor,
-    config,
-    plan,
-    report,
-    export,
-    parity,
-    check,
-    new,
-)
+VERBS = {
+    "train": "train the three roles on unlabeled images",
+    "eval": "evaluate a model, or a run against its base",
+    "compare": "paired differences of two scores of equal protocol",
+    "generate": "draw images for a prompt or for a benchmark's prompts",
+    "ask": "questions about an image",
+    "solve": "answer a question about an image under seven framings",
+    "plugins": "installed backbones and extensions",
+    "doctor": "check the installation",
+    "config": "print the configuration with all its keys explained",
+    "plan": "count parameters, memory and time of a run before loading anything",
+    "report": "write a run's report again",
+    "export": "merge a run's adapters into a checkpoint of the released layout",
+    "parity": "compare a backbone with recorded numbers of its original",
+    "check": "does a backbone keep the contract?",
+    "new": "start a package of your own",
+}
+"""Verb -> one line about it. The module of that name has its description, ``add_arguments`` and ``run``."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors become ConfigError, so that they look like every other error."""
+    """Options are never abbreviated, examples printed as they are written, usage errors like every other error."""
+
+    def __init__(self, **settings: Any) -> None:
+        if settings.get("epilog"):
+            settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{**settings, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and leaving."""
@@ -81,33 +71,38 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def build_parser(plugin_verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb's module adds its own part and sets ``handler``.
+def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs.
 
     Args:
-        plugin_verb: a verb whose arguments a plugin adds. Plugins' other verbs are listed, and no plugin imported.
+        wanted: the verb that has its arguments and ``handler``; the others are listed, and nothing of theirs imported.
 
     Raises:
-        PluginError: no usable plugin provides the verb.
+        ConfigError: there is no such verb. PluginError: no usable plugin provides it.
     """
     parser = _Parser(
         prog="asg",
         description="Self-evolution of unified multimodal models from unlabeled images: Ask, Solve, Generate.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"asg {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", dest="verb")
-    for module in _VERBS:
-        module.add_parser(verbs)
-    for name, about in EXTENSIONS["verb"].items():
-        if name != plugin_verb:
-            verbs.add_parser(name, help=f"{about} (asg-lab)", add_help=False)
-    if plugin_verb is not None:
-        from asg_core.backbones.registry import load_extension
+    known = VERBS | {name: f"{about} (asg-lab)" for name, about in EXTENSIONS["verb"].items()}
+    for name, about in known.items():
+        if name != wanted:
+            verbs.add_parser(name, help=about, add_help=False)
+    if wanted in VERBS:
+        module = import_module(f"asg_core.cli.{wanted}")
+        own = verbs.add_parser(wanted, description=module.__doc__, epilog=getattr(module, "EXAMPLES", None))
+        module.add_arguments(own)
+        own.set_defaults(handler=module.run)
+    elif wanted is not None:
+        from asg_core.backbones.registry import installed_extensions, load_extension
 
-        load_extension("verb", plugin_verb)(verbs)
+        if wanted not in {*known, *installed_extensions("verb")}:
+            fix = did_you_mean(wanted, known)
+            raise ConfigError(f"asg has no verb {wanted!r}", "see asg --help for all of them", fix)
+        load_extension("verb", wanted)(verbs)
     parser.set_defaults(verbs=list(verbs.choices))
     return parser
 
@@ -150,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser = _parser_of(words[0]) if words and not words[0].startswith("-") else build_parser()
+    parser = build_parser(words[0] if words and not words[0].startswith("-") else None)
     args, rest = parser.parse_known_args(words)
     if args.verb is None:
         parser.print_help()
@@ -168,25 +163,12 @@ def _run(words: list[str]) -> int:
     return int(args.handler(args))
 
 
-def _parser_of(verb: str) -> argparse.ArgumentParser:
-    """The parser in which ``verb`` has its arguments. ConfigError if there is no such verb."""
-    parser = build_parser()
-    verbs = parser.get_default("verbs")
-    if verb in verbs and verb not in EXTENSIONS["verb"]:
-        return parser
-    from asg_core.backbones.registry import installed_extensions
-
-    if verb in verbs or verb in installed_extensions("verb"):
-        return build_parser(verb)
-    raise ConfigError(f"asg has no verb {verb!r}", "see asg --help for all of them", did_you_mean(verb, verbs))
-
-
 def _keep_traceback() -> str:
-    text = traceback.format_exc()
     if os.environ.get(DEBUG_VARIABLE):
-        print(text, file=sys.stderr, end="")
+        traceback.print_exc()
         return "the traceback is above"
-    handle, name = tempfile.mkstemp(prefix="asg-traceback-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    return f"the traceback is in {name}"
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="asg-traceback-", suffix=".txt", delete=False
+    ) as file:
+        traceback.print_exc(file=file)
+    return f"the traceback is in {file.name}"

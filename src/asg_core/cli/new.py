@@ -1,31 +1,22 @@
-"""``asg new``: the skeleton of something a user writes."""
+"""Write the skeleton of a package."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "new",
-        help="start a package of your own",
-        description="Write the skeleton of a package.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True)
     adapter = kinds.add_parser(
         "adapter",
         help="a backbone plugin for your own model",
         description="Write a backbone plugin that installs, runs text-only on a tiny random model, and is tested; "
         "its README lists what is left to write.",
-        allow_abbrev=False,
     )
     adapter.add_argument("name", metavar="NAME", help="of the backbone: lower-case letters, digits, underscores")
     adapter.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,26 +1,18 @@
-"""``asg parity``: replay recorded cases of a model's original implementation and compare number by number."""
+"""Replay every recorded case of a fixture; exit code 1 if one fails or is unknown."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from asg_core.cli.common import add_json, print_json
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "parity",
-        help="compare a backbone with recorded numbers of its original",
-        description="Replay every recorded case of a fixture; exit code 1 if one fails or is unknown.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--fixture", type=Path, required=True, metavar="DIR", help="manifest.json, cases, checkpoint")
     add_json(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

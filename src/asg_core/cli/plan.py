@@ -1,18 +1,26 @@
-"""``asg plan``: parameters, memory and time of a run, counted from headers and configuration alone."""
+"""Count from headers and configuration what asg train with the same words would need.
+
+Nothing is measured: memory is an upper bound on what is counted, time a lower bound.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asg_core.cli.common import add_json, print_json
+from asg_core.cli.common import add_config, add_json, load_config, print_json
 from asg_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
-    from asg_core.planning import Accelerator, ModelShape, Phase, StepMemory
+    from asg_core.planning.accelerators import Accelerator
+    from asg_core.planning.duration import Phase
+    from asg_core.planning.memory import StepMemory
+    from asg_core.planning.shape import ModelShape
 
 GIB = 2**30
 
@@ -24,40 +32,27 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "plan",
-        help="count parameters, memory and time of a run before loading anything",
-        description="Count from headers and configuration what asg train with the same words would need. Nothing is "
-        "measured: memory is an upper bound on what is counted, time a lower bound.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="CONFIG.yaml | key=value", help="a configuration file first, then settings"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_config(parser)
     parser.add_argument("--device-name", default="h100", metavar="NAME", help="h100 (default), h200, a100, ...")
     parser.add_argument("--memory-gib", type=float, metavar="X", help="memory of the device (default: its own)")
     parser.add_argument("--image", default="1024x1024", metavar="WxH", help="size of your images, pixels (1024x1024)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="JSON of benchmarks/gpu.py, to compare with")
     add_json(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 0 even if nothing fits, because that is an answer."""
-    from asg_core.cli.train import split_config
-    from asg_core.planning import find_accelerator, model_shape
-    from asg_core.runs.configuration import load_run_config
+    from asg_core.planning.accelerators import find_accelerator
+    from asg_core.planning.shape import model_shape
 
     size = _size(args.image)
     device = find_accelerator(args.device_name)
     memory = device.memory if args.memory_gib is None else int(args.memory_gib * GIB)
     if memory <= 0:
         raise ConfigError(f"--memory-gib {args.memory_gib} cannot be used", "it must be > 0", "e.g. --memory-gib 40")
-    config = load_run_config(*split_config(args.overrides))
+    config = load_config(args.overrides)
     plan = _plan(model_shape(config), config, size, device, memory)
     plan["measured"] = _measured(args.results, config.backbone, device)
     if args.json:
@@ -77,22 +72,18 @@ def _size(text: str) -> tuple[int, int]:
 def _plan(
     shape: ModelShape, config: RunConfig, size: tuple[int, int], device: Accelerator, memory: int
 ) -> dict[str, Any]:
-    from asg_core.planning import (
-        generation_memory,
-        generation_phases,
-        images_that_fit,
-        understanding_memory,
-        understanding_phases,
-    )
+    from asg_core.planning.duration import generation_phases, understanding_phases
+    from asg_core.planning.memory import generation_memory, images_that_fit, understanding_memory
     from asg_core.training.schedule import kinds
 
-    def step(kind: str, images: int, needs: StepMemory, phases: list[Phase]) -> dict[str, Any]:
+    def step(kind: str, images: int, memory_of: Callable[[int], StepMemory], phases: list[Phase]) -> dict[str, Any]:
+        needs = memory_of(images)
         return {
             "kind": kind,
             "images": images,
             "bytes": {**vars(needs), "peak": needs.peak},
             "fits": needs.peak <= memory,
-            "images_that_fit": images_that_fit(shape, config, size, memory, kind=kind),
+            "images_that_fit": images_that_fit(memory_of, memory),
             "phases": [
                 {**vars(p), "seconds": p.seconds(device), "seconds_captured": p.seconds(device, launches=False)}
                 for p in phases
@@ -102,20 +93,11 @@ def _plan(
     planned = kinds(config.steps, config.schedule)
     steps = []
     if "understanding" in planned:
-        n = config.images_per_step
-        steps.append(
-            step(
-                "understanding",
-                n,
-                understanding_memory(shape, config, size, n),
-                understanding_phases(shape, config, size, n),
-            )
-        )
+        n, needs = config.images_per_step, partial(understanding_memory, shape, config, size)
+        steps.append(step("understanding", n, needs, understanding_phases(shape, config, size, n)))
     if "generation" in planned and shape.drawing is not None:
-        n = config.generate.prompts_per_step
-        steps.append(
-            step("generation", n, generation_memory(shape, config, size, n), generation_phases(shape, config, size, n))
-        )
+        n, needs = config.generate.prompts_per_step, partial(generation_memory, shape, config, size)
+        steps.append(step("generation", n, needs, generation_phases(shape, config, size, n)))
     return {
         "backbone": config.backbone,
         "device": device.name,
@@ -137,7 +119,7 @@ def _measured(results: Path | None, backbone: str, device: Accelerator) -> list[
         return []
     try:
         data = json.loads(results.read_text(encoding="utf-8"))
-        if device.title.lower() not in str(data["device"]).lower():
+        if not device.is_called(str(data["device"])):
             return []
         rows = data["backbones"].get(backbone, [])
         return [row for row in rows if row["section"].endswith("step") and row["unit"] == "s"]
@@ -180,6 +162,8 @@ def _print_step(step: dict[str, Any], plan: dict[str, Any]) -> None:
     verdict = "fits" if step["fits"] else "DOES NOT FIT"
     print(f"{verdict} {memory / GIB:.0f} GiB; at most {step['images_that_fit']} {what} a step fit")
     print(f"\n{step['kind']} step, {step['images']} {what}: time on {plan['device']}, at least")
+    summed = ("calls", "flops", "read", "seconds", "seconds_captured")
+    total = {"name": "step", **{key: sum(p[key] for p in step["phases"]) for key in summed}}
     rows = [
         (
             p["name"],
@@ -189,19 +173,8 @@ def _print_step(step: dict[str, Any], plan: dict[str, Any]) -> None:
             f"{p['seconds']:.2f}",
             f"{p['seconds_captured']:.2f}",
         )
-        for p in step["phases"]
+        for p in [*step["phases"], total]
     ]
-    total = [sum(p[key] for p in step["phases"]) for key in ("calls", "flops", "read", "seconds", "seconds_captured")]
-    rows.append(
-        (
-            "step",
-            str(total[0]),
-            f"{total[1] / 1e12:.3g}",
-            f"{total[2] / 1e9:.0f}",
-            f"{total[3]:.2f}",
-            f"{total[4]:.2f}",
-        )
-    )
     print_table(("phase", "calls", "TFLOP", "GB read", "s", "s captured"), rows, numeric_from=1)
 
 

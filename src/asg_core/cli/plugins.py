@@ -1,4 +1,4 @@
-"""``asg plugins``: installed plugins, what they provide, and what is wrong with the others."""
+"""List installed plugins, their backbones and what they add to the command line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ if TYPE_CHECKING:
     from asg_core.backbones.registry import PluginRecord
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "plugins",
-        help="installed backbones and extensions",
-        description="List installed plugins, their backbones and what they add to the command line.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_json(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,11 +37,7 @@ def run(args: argparse.Namespace) -> int:
 def as_data(record: PluginRecord) -> dict[str, Any]:
     """One plugin as JSON data, manifests in full."""
     return {
-        "name": record.name,
-        "distribution": record.distribution,
-        "version": record.version,
-        "state": record.state,
-        "reason": record.reason,
+        **vars(record),
         "backbones": [manifest.model_dump(mode="json") for manifest in record.backbones],
         "extensions": [{**asdict(e), "command": e.command} for e in record.extensions],
     }

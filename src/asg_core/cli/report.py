@@ -1,28 +1,20 @@
-"""``asg report``: write the report of a run again."""
+"""Write report.html of a run from its records, finished or not; prints its path."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from asg_core.runs.folder import run_config_file
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "report",
-        help="write a run's report again",
-        description="Write report.html of a run from its records, finished or not; prints its path.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("run_folder", type=Path, metavar="RUN")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Render and print the path."""
-    from asg_core.cli.common import run_config_file
-
     run_config_file(args.run_folder)
     from asg_core.runs.report import render_report
 

@@ -1,4 +1,4 @@
-"""``asg solve``: one question under the framings, the vote, its entropy, and the Solver's token entropy."""
+"""Answer a question under seven framings: the vote, its entropy and the Solver's token entropy."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asg_core.cli.common import OpenedModel, add_json, add_model_options, add_overrides, open_model, print_json
+from asg_core.cli.common import add_json, add_model_options, open_model, print_json
+from asg_core.runs.opening import OpenedModel
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "solve",
-        help="answer a question about an image under seven framings",
-        description="Answer a question under seven framings: the vote, its entropy and the Solver's token entropy.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument("image", type=Path, metavar="IMAGE")
     parser.add_argument("question", metavar="QUESTION")
     add_model_options(parser)
     add_json(parser)
-    add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

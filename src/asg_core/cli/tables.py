@@ -37,13 +37,10 @@ def print_comparison(rows: Iterable[Mapping[str, Any]]) -> None:
         ("section", "category", "n", "before %", "after %", "difference", "95 % interval", "p"),
         [
             (
-                row["section"],
-                row["category"],
-                str(row["n"]),
-                f"{100 * row['before']:.1f}",
-                f"{100 * row['after']:.1f}",
-                f"{100 * row['difference']:+.1f}",
-                f"{100 * row['ci_low']:+.1f} to {100 * row['ci_high']:+.1f}",
+                *_group(row),
+                *_percent(row, "before", "after"),
+                *_percent(row, "difference", sign="+"),
+                " to ".join(_percent(row, "ci_low", "ci_high", sign="+")),
                 f"{row['p_value']:.4f}",
             )
             for row in rows
@@ -56,15 +53,14 @@ def print_scores(rows: Iterable[Mapping[str, Any]]) -> None:
     """Scores in percent with their 95 % interval."""
     print_table(
         ("section", "category", "n", "score %", "95 % interval"),
-        [
-            (
-                row["section"],
-                row["category"],
-                str(row["n"]),
-                f"{100 * row['score']:.1f}",
-                f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}",
-            )
-            for row in rows
-        ],
+        [(*_group(row), *_percent(row, "score"), " to ".join(_percent(row, "ci_low", "ci_high"))) for row in rows],
         numeric_from=2,
     )
+
+
+def _group(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["section"], row["category"], str(row["n"])
+
+
+def _percent(row: Mapping[str, Any], *keys: str, sign: str = "") -> list[str]:
+    return [f"{100 * row[key]:{sign}.1f}" for key in keys]

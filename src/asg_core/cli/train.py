@@ -1,13 +1,13 @@
-"""``asg train``: one self-evolution run."""
+"""Train Proposer, Solver and Generator adapters of a frozen model on unlabeled images."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from asg_core.cli.common import INTERRUPTED
+from asg_core.cli.common import INTERRUPTED, add_config, load_config
 from asg_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,44 +25,22 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "train",
-        help="train the three roles on unlabeled images",
-        description="Train Proposer, Solver and Generator adapters of a frozen model on unlabeled images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="CONFIG.yaml | key=value",
-        help="a configuration file first, then settings; asg config prints all of them with their meaning",
-    )
-    parser.set_defaults(handler=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; prints the comparison with the base model and where the report is."""
     trainer = _make_trainer(args.overrides)
     summary = trainer.run()
-    if not trainer.processes.is_main:
-        return INTERRUPTED if summary.interrupted else 0
-    if summary.rows:
-        from asg_core.cli.tables import print_comparison
+    if trainer.processes.is_main:
+        if summary.rows:
+            from asg_core.cli.tables import print_comparison
 
-        print_comparison(summary.rows)
-    print(f"{summary.steps_done} steps, report: {summary.report}")
+            print_comparison(summary.rows)
+        print(f"{summary.steps_done} steps, report: {summary.report}")
     return INTERRUPTED if summary.interrupted else 0
-
-
-def split_config(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The configuration file, which comes first and is no key=value word, and the settings."""
-    if words and "=" not in words[0]:
-        return Path(words[0]), list(words[1:])
-    return None, list(words)
 
 
 def _make_trainer(words: Sequence[str]) -> Trainer:
@@ -70,10 +48,8 @@ def _make_trainer(words: Sequence[str]) -> Trainer:
     others = [word for word in words if not word.startswith("resume=")]
     if resumed and resumed[-1] != "auto":
         return _resume(Path(resumed[-1]), others)
-    from asg_core.runs.configuration import load_run_config
-
     # the configuration is checked before anything slow is imported
-    config = load_run_config(*split_config(others))
+    config = load_config(others)
     if resumed and _was_started(config):
         return _resume(Path(str(config.out)), [f"steps={config.steps}"])
     from asg_core.training.trainer import Trainer
@@ -102,8 +78,6 @@ def _was_started(config: RunConfig) -> bool:
 
 
 def _resume(folder: Path, others: Sequence[str]) -> Trainer:
-    from asg_core.config.strict_yaml import parse_yaml
-
     steps = None
     for word in others:
         if not word.startswith("steps="):
@@ -112,9 +86,10 @@ def _resume(folder: Path, others: Sequence[str]) -> Trainer:
                 "a run goes on with its own configuration; only its number of steps may grow",
                 "leave it out, or start a new run",
             )
-        steps = parse_yaml(word.removeprefix("steps="), "steps=")
-        if type(steps) is not int or steps < 1:
+        number = word.removeprefix("steps=")
+        if not number.isdecimal() or int(number) < 1:
             raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
+        steps = int(number)
     from asg_core.training.trainer import Trainer
 
     return Trainer.resume(folder, steps)

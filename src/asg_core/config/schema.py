@@ -128,6 +128,10 @@ class Optimizer(Section):
         "a step that runs out of memory is taken again with half as many images at a time",
     )
 
+    def rate(self, role: str) -> float:
+        """Learning rate of the proposer, the solver or the generator; with 0 it neither learns nor has moments."""
+        return float(getattr(self, f"lr_{role}"))
+
     def groups_per_pass(self, groups: int) -> int:
         """How many of ``groups`` groups one backward pass takes as long as memory lasts."""
         return groups if self.micro_batch in (0, "auto") else min(int(self.micro_batch), groups)

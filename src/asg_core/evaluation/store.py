@@ -14,7 +14,7 @@ from typing import Literal
 from asg_core.errors import RunFolderError
 from asg_core.evaluation.items import EvalItem
 from asg_core.evaluation.protocol import FILE, Protocol, ProtocolError, read_protocols, record_protocol
-from asg_core.runs.folder import write_json
+from asg_core.runs.folder import write_json, writing_to
 
 BEFORE: Literal["before"] = "before"
 AFTER: Literal["after"] = "after"
@@ -33,12 +33,8 @@ def new_folder(out: Path) -> None:
     """Make ``out``. Raises RunFolderError if it holds scores already or cannot be made."""
     if any((out / f"{name}.json").exists() for name in (BEFORE, AFTER)):
         raise RunFolderError(f"{out} holds scores already", "they are never overwritten", "choose another --out DIR")
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
-        ) from error
 
 
 def store(folder: Path, score: Literal["before", "after"], items: Sequence[EvalItem], protocol: Protocol) -> None:

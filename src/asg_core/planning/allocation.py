@@ -24,8 +24,7 @@ def counted_bytes(run: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Most bytes alive at once of what a call without gradients makes, its result included."""
     with torch.no_grad(), torch.device("meta"), _Alive() as alive, _FusedAttention():
         run(*args, **kwargs)
-    peak: int = alive.peak
-    return peak
+    return int(alive.peak)
 
 
 def counted_activations(run: Callable[[Tensor], Tensor], x: Tensor, layers: int = 1) -> Activations:

@@ -2,30 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from asg_core.models.limits import CACHE_GROWTH, slots_size
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import logits_bytes
-
-
-@dataclass(frozen=True)
-class TextCall:
-    """One call that samples text.
-
-    Attributes:
-        images: distinct ones.
-        nodes: distinct prompts of all images together.
-        rows: samples.
-        prefix, prompt, new: positions of an image prefix, a prompt, and new tokens of a sample.
-    """
-
-    images: int
-    nodes: int
-    rows: int
-    prefix: int
-    prompt: int
-    new: int
+from asg_core.planning.workload import TextCall, logits_bytes
 
 
 def decoding_bytes(shape: ModelShape, call: TextCall) -> int:

@@ -6,13 +6,12 @@ time to launch its kernels one by one. Python, preprocessing and stragglers are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from asg_core.method.prompts import MAX_SPEC_QUESTIONS, SCORING_FRAMINGS
 from asg_core.planning.accelerators import Accelerator
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import Workload
+from asg_core.planning.workload import SPEC_ANSWERS, TextCall, Workload
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
@@ -56,11 +55,6 @@ class Phase:
         return max(bound, self.layers * LAUNCH) if launches else bound
 
 
-def seconds(phases: list[Phase], device: Accelerator, *, launches: bool = True) -> float:
-    """All phases one after the other."""
-    return sum(phase.seconds(device, launches=launches) for phase in phases)
-
-
 class _Counter:
     """Phases of one model."""
 
@@ -77,19 +71,17 @@ class _Counter:
         read = self.trunk.weight_bytes + rows * past * self.trunk.kv_bytes
         return Phase(name, 1, self.trunk.layers, flops, read)
 
-    def decode(self, name: str, rows: int, past: int, new: int) -> Phase:
-        context = past + new / 2
+    def decode(self, name: str, call: TextCall) -> Phase:
+        rows, new, context = call.rows, call.new, call.prefix + call.prompt + call.new / 2
         flops = rows * (self.trunk.flops(new, context) + self.trunk.head_flops(new))
         read = new * (self.trunk.weight_bytes + rows * context * self.trunk.kv_bytes)
         return Phase(name, new, new * self.trunk.layers, flops, read)
 
-    def update(
-        self, name: str, images: int, prefix: int, rows: int, prompt: int, new: int, *, shared: bool, again: bool
-    ) -> Phase:
+    def update(self, name: str, call: TextCall, rows: int, *, shared: bool, again: bool) -> Phase:
         """``shared``: all samples of an image have one prompt, which passes with gradients read with the image."""
         shown = UPDATE_PASSES - 1 + again  # passes with gradients; the base has read the images before
+        trunk, images, prefix, prompt, new = self.trunk, call.images, call.prefix, call.prompt, call.new
         read, own = (prefix + prompt, new) if shared else (prefix, prompt + new)
-        trunk = self.trunk
         flops = shown * (images * trunk.flops(read, read) + rows * trunk.flops(own, read + own))
         attention = images * trunk.attention_flops(read, read) + rows * trunk.attention_flops(own, read + own)
         flops += (ATTENTION_BACKWARD - 1) * attention + rows * trunk.flops(prompt + new, prefix + prompt + new)
@@ -105,30 +97,22 @@ class _Counter:
 def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels, in order."""
     work, count = Workload.of(shape, config, size), _Counter(shape)
-    k, n = config.ask.questions_per_image, config.solve.framings
-    ask, solve = config.ask.max_new_tokens, config.solve.max_new_tokens
+    ask, solve = work.understanding_calls(config, images)
     again = config.gradient_checkpointing
-    asked, framed = work.image + work.question, work.image + work.framed
-    answers = n + (config.ste.reduce != "off")  # the greedy one, for STE, is a row more
     learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
     phases = [
         count.see("vision tower", size, images),
         count.prefill("image prefix, all policies", (2 + learning) * images, work.image, 0),
-        count.prefill("ask, prompt", images, work.question, work.image),
-        count.decode("ask, decode", images * k, asked, ask),
-        count.prefill("solve, prompts", images * k * n, work.framed, work.image),
-        count.decode("solve, decode", images * k * answers, framed, solve),
+        count.prefill("ask, prompt", ask.nodes, ask.prompt, ask.prefix),
+        count.decode("ask, decode", ask),
+        count.prefill("solve, prompts", solve.nodes, solve.prompt, solve.prefix),
+        count.decode("solve, decode", solve),
     ]
     if config.optimizer.lr_proposer:
-        rows, shared = images * k, shape.trunk.reads_once(k)
-        phases.append(
-            count.update("update Proposer", images, work.image, rows, work.question, ask, shared=shared, again=again)
-        )
+        shared = shape.trunk.reads_once(config.ask.questions_per_image)
+        phases.append(count.update("update Proposer", ask, ask.rows, shared=shared, again=again))
     if config.optimizer.lr_solver:
-        rows = images * k * n
-        phases.append(
-            count.update("update Solver", images, work.image, rows, work.framed, solve, shared=False, again=again)
-        )
+        phases.append(count.update("update Solver", solve, solve.nodes, shared=False, again=again))
     return phases
 
 
@@ -137,18 +121,17 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
     if shape.drawing is None:
         raise ValueError("this model cannot draw")
     work, count, drawing = Workload.of(shape, config, size), _Counter(shape), shape.drawing
+    spec, references, judge = work.generation_calls(config, images)
     trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
-    asked = MAX_SPEC_QUESTIONS * len(SCORING_FRAMINGS)
-    drawn = images * config.generate.candidates
-    judged, both, longer = max(work.framed, work.caption), min(answer, caption), asked if answer > caption else 1
+    drawn, both, longer = judge.images, min(answer, caption), SPEC_ANSWERS if answer > caption else 1
     batches = -(-drawn // drawing.batch)
     phases = [
         count.see("vision tower", size, images),
         count.prefill("image prefix, both roles", 2 * images, work.image, 0),
-        count.prefill("spec, prompt", images, work.spec, work.image),
-        count.decode("spec, decode", images, work.image + work.spec, config.ask.spec_max_new_tokens),
-        count.prefill("references, prompts", images * asked, work.framed, work.image),
-        count.decode("references, decode", images * asked, work.image + work.framed, answer),
+        count.prefill("spec, prompt", spec.nodes, spec.prompt, spec.prefix),
+        count.decode("spec, decode", spec),
+        count.prefill("references, prompts", references.nodes, references.prompt, references.prefix),
+        count.decode("references, decode", references),
         *(
             Phase(
                 f"draw, {stage.name}",
@@ -161,10 +144,13 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
         ),
         count.see("vision tower, candidates", drawing.size, drawn),
         count.prefill("judge, image prefix", drawn, work.drawn, 0),
-        count.prefill("judge, prompts", drawn * (asked + 1), judged, work.drawn),
+        count.prefill("judge, prompts", judge.nodes, judge.prompt, judge.prefix),
         # answers and captions are one batch, which those with the lower limit leave first
-        count.decode("judge, decode", drawn * (asked + 1), work.drawn + judged, both),
-        count.decode("judge, longer rows", drawn * longer, work.drawn + judged + both, abs(answer - caption)),
+        count.decode("judge, decode", replace(judge, new=both)),
+        count.decode(
+            "judge, longer rows",
+            replace(judge, rows=drawn * longer, prompt=judge.prompt + both, new=judge.new - both),
+        ),
         count.prefill("embed", drawn, work.drawn, 0),
     ]
     if config.optimizer.lr_generator:

@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
 from asg_core.planning.shape import Drawing, ModelShape
-from asg_core.planning.workload import Workload, logits_bytes, rates
+from asg_core.planning.workload import TextCall, logits_bytes
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
 
 
-def text_role_bytes(shape: ModelShape, config: RunConfig, work: Workload, images: int, role: Role) -> int:
-    """The update of the Proposer or the Solver from ``images`` images; 0 if the role does not learn."""
-    if rates(config)[role] == 0:
-        return 0
-    k, settings = config.ask.questions_per_image, config.optimizer
-    if role is Role.PROPOSER:
-        groups, new = settings.groups_per_pass(images), config.ask.max_new_tokens
-        shared, own = (work.question, 0) if shape.trunk.reads_once(k) else (0, work.question)
-        largest = _scoring_bytes(shape, config, groups, work.image + shared, groups * k, new, own)
-    else:
-        # few answers share a prompt, so each reads it again
-        groups, new = settings.groups_per_pass(images * k), config.solve.max_new_tokens
-        rows = groups * config.solve.framings
-        largest = _scoring_bytes(shape, config, min(images, groups), work.image, rows, new, work.framed)
-    return _with_gradients(shape.adapters[role], largest)
+def proposer_bytes(shape: ModelShape, config: RunConfig, ask: TextCall) -> int:
+    """The update of the Proposer from the questions of a step; 0 if it does not learn."""
+    k, groups = config.ask.questions_per_image, config.optimizer.groups_per_pass(ask.images)
+    scored = replace(ask, images=groups, rows=groups * k)
+    if shape.trunk.reads_once(k):
+        scored = replace(scored, prefix=ask.prefix + ask.prompt, prompt=0)
+    return _update_bytes(shape, config, Role.PROPOSER, _scoring_bytes(shape, config, scored))
+
+
+def solver_bytes(shape: ModelShape, config: RunConfig, solve: TextCall) -> int:
+    """The update of the Solver from the answers of a step; 0 if it does not learn."""
+    groups = config.optimizer.groups_per_pass(solve.images * config.ask.questions_per_image)
+    # few answers share a prompt, so each reads it again
+    scored = replace(solve, images=min(solve.images, groups), rows=groups * config.solve.framings)
+    return _update_bytes(shape, config, Role.SOLVER, _scoring_bytes(shape, config, scored))
 
 
 def generator_bytes(shape: ModelShape, config: RunConfig, drawing: Drawing, images: int) -> int:
     """The update of the Generator from the candidates of ``images`` prompts; 0 if it does not learn."""
-    if rates(config)[Role.GENERATOR] == 0:
-        return 0
     again, prompts = config.gradient_checkpointing, config.optimizer.groups_per_pass(images)
     of_a_prompt = drawing.loss * config.generate.candidates
     in_a_pass = of_a_prompt if drawing.loss_by_prompt else of_a_prompt * prompts
     kept = (of_a_prompt * prompts).kept(again)
-    return _with_gradients(shape.adapters[Role.GENERATOR], kept + in_a_pass.passing(again))
+    return _update_bytes(shape, config, Role.GENERATOR, kept + in_a_pass.passing(again))
 
 
-def _with_gradients(parameters: int, largest: int) -> int:
+def _update_bytes(shape: ModelShape, config: RunConfig, role: Role, largest: int) -> int:
     """float32 gradients, and then the scoring, or AdamW's square roots."""
-    return 4 * parameters + max(largest, 4 * parameters)
+    parameters = shape.adapters[role]
+    return 4 * parameters + max(largest, 4 * parameters) if config.optimizer.rate(role) else 0
 
 
-def _scoring_bytes(
-    shape: ModelShape, config: RunConfig, images: int, prefix: int, rows: int, new: int, prompt: int
-) -> int:
-    """Scoring ``rows`` samples under a role with gradients, then under the base without, and the way back.
+def _scoring_bytes(shape: ModelShape, config: RunConfig, call: TextCall) -> int:
+    """Scoring the samples of a call under a role with gradients, then under the base without, and the way back.
 
-    Args:
-        images: prefixes, each read once.
-        prefix: positions of a prefix.
-        rows: samples, all of which have the same number of ``new`` tokens.
-        prompt: positions that every sample reads for itself.
+    Every image's prefix is read once, and the prompt by every sample for itself.
     """
+    images, rows, prefix, prompt, new = call.images, call.rows, call.prefix, call.prompt, call.new
     trunk, again = shape.trunk, config.gradient_checkpointing
     own = prompt + new
     shared, after = trunk.activations(images, prefix), trunk.activations(rows, own, prefix)

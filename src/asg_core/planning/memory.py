@@ -5,21 +5,15 @@ Upper bounds: every completion runs to its limit, every question is accepted and
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asg_core.backbones.interface import Role
-from asg_core.method.prompts import MAX_SPEC_QUESTIONS, SCORING_FRAMINGS
-from asg_core.planning.decoding import (
-    TextCall,
-    compiled_decoding_bytes,
-    decoding_bytes,
-    prompt_cache_bytes,
-    slot_bytes,
-)
-from asg_core.planning.learning import generator_bytes, text_role_bytes
+from asg_core.planning.decoding import compiled_decoding_bytes, decoding_bytes, prompt_cache_bytes, slot_bytes
+from asg_core.planning.learning import generator_bytes, proposer_bytes, solver_bytes
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import Workload, logits_bytes, rates
+from asg_core.planning.workload import SPEC_ANSWERS, TextCall, Workload, logits_bytes
 
 if TYPE_CHECKING:
     from asg_core.config.schema import RunConfig
@@ -62,23 +56,16 @@ class StepMemory:
 def understanding_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> StepMemory:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels."""
     work = Workload.of(shape, config, size)
-    questions, rate = config.ask.questions_per_image, rates(config)
-    policies = 2 + (rate[Role.PROPOSER] > 0 or rate[Role.SOLVER] > 0)  # an update needs the base policy too
-    asked = images * questions * config.solve.framings
-    greedy = images * questions if config.ste.reduce != "off" else 0  # rows of prompts that are there already
-    new = config.ask.max_new_tokens, config.solve.max_new_tokens
+    ask, solve = work.understanding_calls(config, images)
+    learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
+    policies = 2 + learning  # an update needs the base policy too
     return StepMemory(
         **_standing(shape, config),
         prefixes=_prefix_bytes(shape, images, work.image, policies),
         reading=_reading_bytes(shape, images, size, policies),
-        **_decoding(
-            shape,
-            config,
-            TextCall(images, images, images * questions, work.image, work.question, new[0]),
-            TextCall(images, asked, asked + greedy, work.image, work.framed, new[1]),
-        ),
+        **_decoding(shape, config, ask, solve),
         drawing=0,
-        learning=max(text_role_bytes(shape, config, work, images, role) for role in (Role.PROPOSER, Role.SOLVER)),
+        learning=max(proposer_bytes(shape, config, ask), solver_bytes(shape, config, solve)),
     )
 
 
@@ -87,20 +74,12 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
     if shape.drawing is None:
         raise ValueError("this model cannot draw")
     work, drawing = Workload.of(shape, config, size), shape.drawing
-    asked = MAX_SPEC_QUESTIONS * len(SCORING_FRAMINGS)
     candidates = images * config.generate.candidates
-    answer, caption = config.solve.max_new_tokens, config.solve.caption_max_new_tokens
-    judged, prompt = candidates * (asked + 1), max(work.framed, work.caption)  # answers and captions are one batch
     batch = min(candidates, drawing.batch)
-    sampling = _decoding(
-        shape,
-        config,
-        TextCall(images, images, images, work.image, work.spec, config.ask.spec_max_new_tokens),
-        TextCall(images, images * asked, images * asked, work.image, work.framed, answer),
-        TextCall(candidates, judged, judged, work.drawn, prompt, max(answer, caption)),
-    )
+    sampling = _decoding(shape, config, *work.generation_calls(config, images))
     if config.generate.fidelity == "probability":
-        scoring = _rescoring_bytes(shape, candidates * asked, work.drawn, work.framed, answer)
+        rows = candidates * SPEC_ANSWERS
+        scoring = _rescoring_bytes(shape, rows, work.drawn, work.framed, config.solve.max_new_tokens)
         sampling["decoding"] = max(sampling["decoding"], scoring)
     return StepMemory(
         **_standing(shape, config),
@@ -118,7 +97,7 @@ def generation_memory(shape: ModelShape, config: RunConfig, size: tuple[int, int
 
 
 def _standing(shape: ModelShape, config: RunConfig) -> dict[str, int]:
-    learning = [count for role, count in shape.adapters.items() if rates(config)[role] > 0]
+    learning = [count for role, count in shape.adapters.items() if config.optimizer.rate(role) > 0]
     return {
         "weights": shape.weight_bytes,
         "adapters": (4 if shape.trunk.itemsize == 4 else 8) * sum(shape.adapters.values()),
@@ -151,17 +130,9 @@ def _rescoring_bytes(shape: ModelShape, rows: int, prefix: int, prompt: int, new
     return cache + max(shape.trunk.forward_bytes(rows, prompt + new, prefix), logits_bytes(shape, rows * new))
 
 
-def images_that_fit(shape: ModelShape, config: RunConfig, size: tuple[int, int], memory: int, *, kind: str) -> int:
-    """The most images of one step of ``kind`` ("understanding" or "generation") whose peak is at most ``memory`` bytes.
+def images_that_fit(needs: Callable[[int], StepMemory], memory: int) -> int:
+    """The most images of a step whose peak is at most ``memory`` bytes, where ``needs`` says what so many images need.
 
     0 if not even one fits; 4096 is not exceeded.
     """
-    needs = understanding_memory if kind == "understanding" else generation_memory
-    low, high = 0, 4096
-    while low < high:
-        middle = (low + high + 1) // 2
-        if needs(shape, config, size, middle).peak <= memory:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return bisect_right(range(1, 4097), memory, key=lambda images: needs(images).peak)

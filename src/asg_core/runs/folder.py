@@ -168,6 +168,17 @@ def disk_problems(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Turns an OSError of writing what ``--out`` names into a RunFolderError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+        ) from error
+
+
 def json_lines(text: str) -> list[Record | None]:
     """What each line of a JSONL file holds, None for a line that is no object, as a kill leaves the last one."""
     found: list[Record | None] = []

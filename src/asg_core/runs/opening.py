@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asg_core.errors import RunFolderError
 from asg_core.runs.folder import run_config_file
@@ -38,22 +38,33 @@ def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
     Raises:
         ConfigError, PluginError, WeightsError, RunFolderError.
     """
-    from asg_core.backbones.loading import load_backbone
     from asg_core.runs.configuration import load_run_config
 
     config = load_run_config(run_config_file(run) if run else None, overrides)
-    backbone = load_backbone(
-        config.backbone,
-        weights=config.weights,
-        device=config.device,
-        dtype=config.dtype,
-        options=config.backbone_options,
-        lora=config.lora,
-        seed=config.seed,
-    )
+    backbone = load_base(config)
     if run is not None:
         _load_adapters(backbone, run)
     return OpenedModel(backbone, config, run is not None)
+
+
+def load_base(config: RunConfig, **instead: Any) -> Backbone:
+    """The backbone of ``config`` with fresh adapters, without gradient checkpointing.
+
+    Args:
+        config: says what to load.
+        instead: arguments of ``load_backbone`` that count more than the configuration. Raises what that raises.
+    """
+    from asg_core.backbones.loading import load_backbone
+
+    own: dict[str, Any] = {
+        "weights": config.weights,
+        "device": config.device,
+        "dtype": config.dtype,
+        "options": config.backbone_options,
+        "lora": config.lora,
+        "seed": config.seed,
+    }
+    return load_backbone(config.backbone, **{**own, **instead})
 
 
 def _load_adapters(backbone: Backbone, run: Path) -> None:

@@ -186,10 +186,5 @@ def _hot_loop(wasted: Counter[str]) -> Iterator[None]:
 
 def _optimizer(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimizer:
     settings = config.optimizer
-    lr = {"proposer": settings.lr_proposer, "solver": settings.lr_solver, "generator": settings.lr_generator}[
-        role.value
-    ]
-    parameters = backbone.trainable(role)
-    return RoleOptimizer(
-        parameters, lr, settings.weight_decay, settings.max_grad_norm, Accelerator(cpu=backbone.device.type == "cpu")
-    )
+    parameters, accelerator = backbone.trainable(role), Accelerator(cpu=backbone.device.type == "cpu")
+    return RoleOptimizer(parameters, settings.rate(role), settings.weight_decay, settings.max_grad_norm, accelerator)

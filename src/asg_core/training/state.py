@@ -69,16 +69,10 @@ class TrainState:
 
     def __init__(self, config: RunConfig, backbone: Backbone, pool: ImagePool, accelerator: Accelerator) -> None:
         settings, self.backbone, self.pool = config.optimizer, backbone, pool
-        rates = {
-            Role.PROPOSER: settings.lr_proposer,
-            Role.SOLVER: settings.lr_solver,
-            Role.GENERATOR: settings.lr_generator,
-        }
+        weight_decay, max_norm = settings.weight_decay, settings.max_grad_norm
         self.optimizers = {
-            role: RoleOptimizer(
-                backbone.trainable(role), lr, settings.weight_decay, settings.max_grad_norm, accelerator
-            )
-            for role, lr in rates.items()
+            role: RoleOptimizer(backbone.trainable(role), settings.rate(role), weight_decay, max_norm, accelerator)
+            for role in Role
         }
         self._kl = {role: AdaptiveKl(config.policy.beta_start, config.policy.kl_target) for role in TEXT_ROLES}
         self._floors = {role: NoiseFloor() for role in Role}

@@ -24,7 +24,7 @@ from asg_core.backbones.interface import (
     TextSampling,
 )
 from asg_core.method.prompts import QUESTION_PROMPT
-from asg_core.planning import generation_phases, understanding_phases
+from asg_core.planning.duration import generation_phases, understanding_phases
 from asg_core.training.optimizer import RoleOptimizer
 from devkit.pretended_cuda.card import PretendedCuda
 from devkit.pretended_cuda.counts import Counts

@@ -6,11 +6,7 @@ import pytest
 
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone
-from asg_core.planning import (
-    ModelShape,
-    Trunk,
-    model_shape,
-)
+from asg_core.planning.shape import ModelShape, Trunk, model_shape
 from asg_core.runs.configuration import load_run_config
 
 SIZE = (32, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,18 @@ from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
 from asg_core.models.causal import CausalBackbone
 from asg_core.models.decoding.cache_layers import BranchLayer, GrowingLayer
-from asg_core.planning import (
-    Activations,
-    ModelShape,
-    StepMemory,
-    Trunk,
-    generation_memory,
-    images_that_fit,
-    model_shape,
-    understanding_memory,
-)
+from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations
 from asg_core.planning.decoding import (
-    TextCall,
     compiled_decoding_bytes,
     decoding_bytes,
     prompt_cache_bytes,
     sample_cache_bytes,
     slot_bytes,
 )
+from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
+from asg_core.planning.shape import ModelShape, Trunk, model_shape
+from asg_core.planning.workload import TextCall
 from asg_core.runs.configuration import load_run_config
 
 from .conftest import SIZE, TRUNK
@@ -242,12 +236,13 @@ def test_peak_is_what_stays_and_the_largest_of_what_passes() -> None:
 
 @pytest.mark.parametrize("kind", ["understanding", "generation"])
 def test_one_image_more_than_fits_does_not_fit(shape: ModelShape, config: RunConfig, kind: str) -> None:
-    needs: Callable[..., StepMemory] = understanding_memory if kind == "understanding" else generation_memory
+    memory_of = understanding_memory if kind == "understanding" else generation_memory
+    needs: Callable[[int], StepMemory] = partial(memory_of, shape, config, SIZE)
     for images in range(1, 18):
-        memory = needs(shape, config, SIZE, images).peak
-        assert images_that_fit(shape, config, SIZE, memory, kind=kind) == images
-        assert images_that_fit(shape, config, SIZE, memory - 1, kind=kind) == images - 1
-    assert images_that_fit(shape, config, SIZE, 1000, kind=kind) == 0
+        memory = needs(images).peak
+        assert images_that_fit(needs, memory) == images
+        assert images_that_fit(needs, memory - 1) == images - 1
+    assert images_that_fit(needs, 1000) == 0
 
 
 def test_checkpointing_and_small_backward_passes_save_memory(shape: ModelShape, config: RunConfig) -> None:

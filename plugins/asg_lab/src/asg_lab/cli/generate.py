@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from asg_core.backbones.interface import ImageSampling, Role
-from asg_core.cli.common import open_model, print_json, progress_bar, unwritable
+from asg_core.cli.common import open_model, print_json, progress_bar
 from asg_core.errors import ConfigError, OutOfMemory, did_you_mean
 from asg_core.evaluation.digests import file_digest
 from asg_core.evaluation.protocol import Items, make_protocol
-from asg_core.runs.folder import write_atomically
+from asg_core.runs.folder import write_atomically, writing_to
 from asg_core.training.memory import is_out_of_memory
 from asg_lab.layouts import LAYOUTS, Layout
 from asg_lab.prompt_files import read_prompts
@@ -42,14 +42,12 @@ def run(args: argparse.Namespace) -> int:
         judge=None,
     )
     try:
-        claim_folder(out, protocol)
-        _write_texts(out, layout.texts(out, prompts, sheets))
-        with progress_bar("drawing") as progress:
+        with writing_to(out), progress_bar("drawing") as progress:
+            claim_folder(out, protocol)
+            _write_texts(out, layout.texts(out, prompts, sheets))
             drawn = draw_sheets(
                 model.backbone, model.role(Role.GENERATOR), sheets, out, sampling, args.batch_size, progress
             )
-    except OSError as error:
-        raise unwritable(out, error) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -15,7 +15,6 @@ def add_parser(verbs: Any) -> None:
         help="runs with several settings and seeds, compared",
         description="Run every arm of a study with every seed in parallel processes, compare them item by item, and "
         "write results.json, table.md and study.html. Repeat the command to go on; finished runs are kept.",
-        allow_abbrev=False,
     )
     parser.add_argument("suite", nargs="?", metavar="SUITE", help="a shipped study, or a YAML file; none: list them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the study's folder (default: studies/<name>)")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asg_core.backbones.interface import Backbone, Role
-from asg_core.backbones.loading import load_backbone
+from asg_core.backbones.interface import Role
 from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.config.schema import RunConfig
 from asg_core.errors import CapabilityError, ConfigError
 from asg_core.evaluation.truth import KnownWorld
+from asg_core.runs.opening import load_base
 from asg_lab.study.runner import is_finished, run_folder_of
 from asg_lab.study.signals.page import Measured, stored_rows, write_signals
 from asg_lab.study.signals.rows import BASE
@@ -59,12 +59,12 @@ class SignalsMeasure:
         suite = self._suite
         config = suite.run_config(suite.reference, seed)
         questions = _world_class(config)(seed).questions(QUESTIONS)
-        to.solved.extend(solve_held_out(_loaded(config), None, BASE, questions, config))
+        to.solved.extend(solve_held_out(load_base(config), None, BASE, questions, config))
         for arm in suite.arms:
             run, config = run_folder_of(out, arm, seed), suite.run_config(arm, seed)
             if not is_finished(run):
                 continue
-            backbone = _loaded(config)
+            backbone = load_base(config)
             backbone.load_role(Role.SOLVER, run / "adapters" / Role.SOLVER.value)
             to.solved.extend(solve_held_out(backbone, Role.SOLVER, arm, questions, config))
             asked, referenced, drawn = read_training(run, arm, seed, _world_class(config)(seed))
@@ -93,15 +93,3 @@ def _require_own_images(config: RunConfig, arm: str) -> None:
             "only the backbone's own images have a known truth",
             "leave images out of a study of signals",
         )
-
-
-def _loaded(config: RunConfig) -> Backbone:
-    return load_backbone(
-        config.backbone,
-        weights=config.weights,
-        device=config.device,
-        dtype=config.dtype,
-        options=config.backbone_options,
-        lora=config.lora,
-        seed=config.seed,
-    )

@@ -1,4 +1,4 @@
-"""``asg eval``: the backbone's held-out evaluation of the base model, or of base and trained model, paired."""
+"""Evaluate the base model; with --run, compare the trained model with it on the same items."""
 
 from __future__ import annotations
 
@@ -6,27 +6,12 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from asg_core.cli.common import (
-    add_json,
-    add_model_options,
-    add_overrides,
-    at_least_one,
-    open_model,
-    print_json,
-    progress_bar,
-)
+from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json, progress_bar
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb to the parser."""
-    parser = verbs.add_parser(
-        "eval",
-        help="evaluate a model, or a run against its base",
-        description="Evaluate the base model; with --run, compare the trained model with it on the same items.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument(
         "--limit", type=at_least_one, metavar="N", help="at most N items per section (default: the whole suite)"
     )
@@ -43,8 +28,6 @@ def add_parser(verbs: Any) -> None:
     )
     add_model_options(parser)
     add_json(parser)
-    add_overrides(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,11 +74,7 @@ def run(args: argparse.Namespace) -> int:
         return items
 
     before = evaluated(False)
-    rows: list[dict[str, Any]]
-    if model.trained:
-        rows = [asdict(row) for row in compare(before, evaluated(True))]
-    else:
-        rows = [asdict(row) for row in score_rows(before)]
+    rows = [asdict(row) for row in (compare(before, evaluated(True)) if model.trained else score_rows(before))]
     if args.json:
         print_json({"backbone": model.config.backbone, "seed": model.config.seed, "rows": rows})
         return 0
