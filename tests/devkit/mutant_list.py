@@ -112,9 +112,10 @@ m("if kl / len(scored) > limit:", "if kl / len(scored) > 100 * limit:", "scores 
 m = _of("models/decoding/sampling.py", "model/decoding/test_sampling.py")
 m("[request.seed for request in requests]", "[requests[0].seed for request in requests]", "all answers are the same")
 m("owners = [owners[row] for row in going]", "owners = going", "tokens go to the wrong answer once some have ended")
-m("token_entropy(logits)]), ~finite", "token_entropy(policy)]), ~finite", "uncertainty depends on the temperature")
-m("each[owner].max_new_tokens, model.stop", "length, model.stop", "requests share the longest length limit")
-m("measures.append(measured)", "measures.append(measured.abs())", "log-probs are positive")
+m("token_entropy(logits)])", "token_entropy(policy)])", "uncertainty depends on the temperature")
+m("_Completion(*of_request) for of_request in", "_Completion(of_request[0], each[0]) for of_request in",
+  "requests share the length limit of the first")  # fmt: skip
+m("self.logprobs.append(logprob)", "self.logprobs.append(-logprob)", "log-probs are positive")
 
 m = _of("models/decoding/logits.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
 m("torch.softmax(logits.float(), dim=-1)", "torch.softmax(logits, dim=-1)", "entropies are rounded to 16 bits")
@@ -160,7 +161,7 @@ m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.p
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
 m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
-m("ends.append(max(ends[-1], settled))", "ends.append(settled)", "pieces of text overlap")
+m("max(ends[-1], _agreement(prefix, text))", "_agreement(prefix, text)", "pieces of text overlap")
 
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")
@@ -173,8 +174,8 @@ m('"lora", role.value, name, path)', '"lora", name, path)', "all roles start as 
 m("layer._active_adapter = [role.value]", "layer._active_adapter = [*layer.lora_A]", "the adapters of all roles add up")
 m("self._activate(before)", "self._activate(None)", "nested use switches the outer adapter off")
 m('("peft_type", "r", "lora_alpha")', '("peft_type", "r")', "an adapter of another alpha is loaded")
-m("actual.keys() - expected.keys())", "set())", "an adapter of a larger model is loaded in part")
-m("return (active, *(w._version for", "return (active, *(0 for", "caches survive an optimizer step")
+m("in expected.keys() | actual.keys() if", "in expected.keys() if", "an adapter of a larger model is loaded in part")
+m("*(weight._version for", "*(0 for", "caches survive an optimizer step")
 
 m = _of("models/adapted_linear.py", "model/adapters/test_adapted_linear.py")
 m("weight.t() * self.scaling[name]", "weight.t()", "alpha has no effect over a bfloat16 base")

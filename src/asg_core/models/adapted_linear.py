@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -56,10 +56,9 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
         if result.dtype in HALF and down.weight.dtype == torch.float32 and self._has_shadow(name, result.dtype):
             x = x.to(result.dtype)
             if torch.is_grad_enabled():
-                weights = down.weight, up.weight
-                return _Add.apply(result, x, *weights, down.shadow, up.shadow, self.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
-            flat = result.reshape(-1, result.shape[-1])
-            return flat.addmm_(_rows(x) @ down.shadow[0].t(), up.shadow[0]).view(result.shape)
+                shadows = down.shadow, up.shadow
+                return _Add.apply(result, x, down.weight, up.weight, shadows, self.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+            return _rows(result).addmm_(_rows(x) @ down.shadow[0].t(), up.shadow[0]).view(result.shape)
         change = up(down(x.to(down.weight.dtype))) * self.scaling[name]
         return (result + change).to(result.dtype) if torch.is_grad_enabled() else result.add_(change)
 
@@ -91,20 +90,12 @@ class _Add(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        result: Tensor,
-        x: Tensor,
-        down: Tensor,
-        up: Tensor,
-        down_shadow: Tensor,
-        up_shadow: Tensor,
-        scaling: float,
+        ctx: Any, result: Tensor, x: Tensor, down: Tensor, up: Tensor, shadows: tuple[Tensor, Tensor], scaling: float
     ) -> Tensor:
-        """Shapes: (..., out), (..., in), (r, in), (out, r), (2, r, in), (2, r, out)."""
+        """Shapes: (..., out), (..., in), (r, in), (out, r), shadows (2, r, in) and (2, r, out)."""
         ctx.save_for_backward(x, down, up)  # the weights only so that a write to them before backward is an error
-        ctx.shadows, ctx.scaling = (down_shadow, up_shadow), scaling  # type: ignore[attr-defined]
-        flat = result.reshape(-1, result.shape[-1])
-        return torch.addmm(flat, _rows(x) @ down_shadow[0].t(), up_shadow[0]).view(result.shape)
+        ctx.shadows, ctx.scaling = shadows, scaling
+        return torch.addmm(_rows(result), _rows(x) @ shadows[0][0].t(), shadows[1][0]).view(result.shape)
 
     @staticmethod
     @once_differentiable
@@ -118,7 +109,7 @@ class _Add(torch.autograd.Function):
         low = _thin(grads, up_shadow)
         grad_down = _product(low.t(), rows).view(4, rank, -1).sum(0)
         grad_x = (low[:, :rank] @ down_shadow[0]).view(x.shape) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, grad_down, grad_up, None, None, None
+        return grad, grad_x, grad_down, grad_up, None, None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ class CausalBackbone(Backbone):
         options: those that all backbones share; None: the defaults.
 
     Attributes:
-        text, adapters, checkpoint_layers: as given.
         compiled: runs decode passes where ``compile_decode`` is on; None: they are eager.
     """
 
@@ -55,13 +54,11 @@ class CausalBackbone(Backbone):
     def ask(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.PROPOSER
     ) -> list[TextSample]:
-        """See Backbone."""
         return self._complete(requests, sampling, role)
 
     def solve(
         self, requests: Sequence[TextRequest], sampling: TextSamplings, role: Role | None = Role.SOLVER
     ) -> list[TextSample]:
-        """See Backbone."""
         return self._complete(requests, sampling, role)
 
     def _complete(
@@ -91,7 +88,6 @@ class CausalBackbone(Backbone):
 
     @property
     def runs_compiled(self) -> bool:
-        """See Backbone."""
         return self.compiled is not None
 
     def _has_read(self, role: Role | None, images: Sequence[Image]) -> bool:
@@ -101,7 +97,6 @@ class CausalBackbone(Backbone):
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
     ) -> list[TokenLogits]:
-        """See Backbone."""
         return token_logits(
             self.text,
             samples,
@@ -118,13 +113,10 @@ class CausalBackbone(Backbone):
         return self._embedding(items)
 
     def trainable(self, role: Role) -> Mapping[str, nn.Parameter]:
-        """See Backbone."""
         return self.adapters.parameters(role)
 
     def save_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
         self.adapters.save(role, directory)
 
     def load_role(self, role: Role, directory: Path) -> None:
-        """See Backbone."""
         self.adapters.load(role, directory)

@@ -17,15 +17,12 @@ compiled programs."""
 
 
 def slots_size(rows: int, length: int) -> tuple[int, int]:
-    """Rows and positions of the static slots for so many rows of so many positions each."""
-    return 1 << (rows - 1).bit_length(), _rounded(length)
+    """Rows and positions of the static slots for so many rows of so many positions each.
 
+    Rows are a power of two. Between a power of two and the next there are four lengths, none nearer than 64 to another.
 
-def _rounded(length: int) -> int:
-    """At least ``length``: four lengths between a power of two and the next, but none nearer than 64 to another.
-
-    >>> [_rounded(n) for n in (1, 64, 65, 500, 1025)]
-    [64, 64, 128, 512, 1280]
+    >>> [slots_size(n, n) for n in (1, 64, 65, 500, 1025)]
+    [(1, 64), (64, 64), (128, 128), (512, 512), (2048, 1280)]
     """
-    step = max(SLOT_STEP, 1 << (length.bit_length() - 3))
-    return -(-length // step) * step
+    step = max(SLOT_STEP, (1 << length.bit_length()) >> 3)
+    return 1 << (rows - 1).bit_length(), -(-length // step) * step

@@ -51,6 +51,9 @@ class RoleAdapters:
         settings: rank and alpha.
         seed: of the initialisation: A uniform as in ``nn.Linear``, B zero, so that every adapter starts as the base.
 
+    Attributes:
+        active: the role whose adapter is active now; None is the base policy.
+
     Raises:
         PluginError: if modules overlap, already carry adapters, or a target matches no layer or one that is not linear.
     """
@@ -63,12 +66,10 @@ class RoleAdapters:
         seed: int = 0,
     ) -> None:
         _check_modules(modules)
-        self._modules = dict(modules)
-        self._configs: dict[Role, dict[str, LoraConfig]] = {}
-        for role, on in targets.items():
-            self._configs[role] = {
-                name: _inject(modules[name], role, patterns, settings) for name, patterns in on.items()
-            }
+        self._configs = {
+            role: {name: _inject(modules[name], role, patterns, settings) for name, patterns in on.items()}
+            for role, on in targets.items()
+        }
         self._layers: list[AdaptedLinear] = []
         self._weights: dict[Role, dict[str, dict[str, nn.Parameter]]] = {
             role: {name: {} for name in on} for role, on in targets.items()
@@ -77,7 +78,6 @@ class RoleAdapters:
             for path, layer in module.named_modules():
                 if isinstance(layer, LoraLayer):
                     self._adopt(name, path, layer, seed)
-        self._active: Role | None = None
         self._seen: dict[Role, tuple[Hashable, ...]] = {}
         self._activate(None)
 
@@ -109,9 +109,8 @@ class RoleAdapters:
         Raises:
             PluginError: if there is no such adapter.
         """
-        if role is not None:
-            self._check(role)
-        before = self._active
+        self._check(role)
+        before = self.active
         self._activate(role)
         try:
             yield
@@ -130,9 +129,9 @@ class RoleAdapters:
         """
         spans, start = [], 0
         for role, run in groupby(roles):
+            self._check(role)
             stop = start + len(list(run))
             if role is not None:
-                self._check(role)
                 spans.append((role.value, slice(start, stop)))
             start = stop
 
@@ -155,8 +154,8 @@ class RoleAdapters:
                 hooks.callback(layer.register_forward_hook(add, with_kwargs=True).remove)
             yield
 
-    def _check(self, role: Role) -> None:
-        if role not in self._weights:
+    def _check(self, role: Role | None) -> None:
+        if role is not None and role not in self._weights:
             raise PluginError(
                 f"this backbone has no {role.value} adapter",
                 f"adapters exist for {', '.join(sorted(self._weights))}",
@@ -165,7 +164,7 @@ class RoleAdapters:
 
     def _activate(self, role: Role | None) -> None:
         # PEFT's own set_adapter and enable_adapters set requires_grad on every adapter as a side effect.
-        self._active = role
+        self.active = role
         for layer in self._layers:
             layer._disable_adapters = role is None or role.value not in layer.lora_A
             if role is not None:
@@ -175,20 +174,15 @@ class RoleAdapters:
                 layer.refresh(role.value)
             self._seen[role] = version
 
-    @property
-    def active(self) -> Role | None:
-        """The role whose adapter is active now; None is the base policy."""
-        return self._active
-
     def version(self) -> tuple[Hashable, ...]:
         """The active role and the state of its weights: equal to an earlier value only if no weight was written since.
 
         Writes that bypass autograd's version counter (``.data``) go unseen.
         """
-        active = self._active
-        if active is None:
+        if self.active is None:
             return (None,)
-        return (active, *(w._version for weights in self._weights[active].values() for w in weights.values()))
+        weights = self._weights[self.active].values()
+        return (self.active, *(weight._version for of_module in weights for weight in of_module.values()))
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         """Float32 parameters of ``role``: "module.layer.lora_A.weight" (rank, in), "....lora_B.weight" (out, rank)."""
@@ -202,11 +196,7 @@ class RoleAdapters:
             folder.mkdir(parents=True, exist_ok=True)
             weights = {_PREFIX + key: w.detach().cpu().contiguous() for key, w in self._weights[role][name].items()}
             save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-            config = {
-                key: sorted(value) if isinstance(value, set) else value
-                for key, value in self._configs[role][name].to_dict().items()
-            }
-            (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            self._configs[role][name].save_pretrained(folder)
 
     def load(self, role: Role, directory: Path) -> None:
         """Read what :meth:`save` wrote, exactly. Nothing is changed unless everything fits.
@@ -232,13 +222,12 @@ def _check_modules(modules: Mapping[str, nn.Module]) -> None:
     seen: dict[int, str] = {}
     for name, module in modules.items():
         for part in module.modules():
-            if id(part) in seen and seen[id(part)] != name:
+            if (owner := seen.setdefault(id(part), name)) != name:
                 raise PluginError(
-                    f"modules {seen[id(part)]!r} and {name!r} overlap",
+                    f"modules {owner!r} and {name!r} overlap",
                     "a layer that is reachable twice would get its adapters twice",
                     "pass the outer module alone and tell its layers apart by targets",
                 )
-            seen[id(part)] = name
             if isinstance(part, LoraLayer):
                 raise PluginError(
                     f"module {name!r} already carries adapters",
@@ -248,13 +237,8 @@ def _check_modules(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _inject(module: nn.Module, role: Role, targets: Targets, settings: LoraSettings) -> LoraConfig:
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        lora_dropout=0.0,
-        bias="none",
-    )
+    patterns = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=patterns)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         try:
@@ -266,6 +250,8 @@ def _inject(module: nn.Module, role: Role, targets: Targets, settings: LoraSetti
                 "name linear layers of this module in the targets",
             ) from error
     config.inference_mode = True
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # a set is written in another order by every process
     return config
 
 
@@ -285,16 +271,12 @@ def _read(folder: Path, config: LoraConfig, weights: Mapping[str, nn.Parameter])
             )
     expected = {_PREFIX + key: tuple(weight.shape) for key, weight in weights.items()}
     actual = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    for what, names in (
-        ("lacks", expected.keys() - actual.keys()),
-        ("has an extra", actual.keys() - expected.keys()),
-        ("has a misshapen", {k for k in expected.keys() & actual.keys() if expected[k] != actual[k]}),
-    ):
-        if names:
-            first = min(names)
-            raise WeightsError(
-                f"{folder / _WEIGHTS} {what} tensor {first!r}",
-                f"{len(names)} such; shape {actual.get(first)} in the file, {expected.get(first)} in the model",
-                fix,
-            )
+    if wrong := sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)):
+        stored, needed = actual.get(wrong[0]), expected.get(wrong[0])
+        what = "lacks" if stored is None else "has an extra" if needed is None else "has a misshapen"
+        raise WeightsError(
+            f"{folder / _WEIGHTS} {what} tensor {wrong[0]!r}",
+            f"{len(wrong)} do not fit; shape {stored} in the file, {needed} in the model",
+            fix,
+        )
     return tensors

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from asg_core.models.decoding.token_text import TokenTextDecoder
+from asg_core.models.decoding.token_text import token_pieces
 
 
 def by_bytes(ids):
@@ -23,14 +23,14 @@ def by_bytes(ids):
     ],
 )
 def test_a_character_belongs_to_the_token_that_completes_it(text, pieces):
-    assert TokenTextDecoder(by_bytes)(list(text.encode())) == pieces
+    assert token_pieces(by_bytes, list(text.encode())) == pieces
 
 
 def test_pieces_join_to_the_text_for_any_bytes():
     draw = random.Random(0)
     for _ in range(300):
         ids = [draw.choice([65, 0x20, 0xC3, 0xA9, 0xF0, 0x9F, 0x98, 0x80, 0xFF]) for _ in range(draw.randint(0, 12))]
-        pieces = TokenTextDecoder(by_bytes)(ids)
+        pieces = token_pieces(by_bytes, ids)
         assert "".join(pieces) == by_bytes(ids)
         assert len(pieces) == len(ids)
 
@@ -39,10 +39,10 @@ def test_a_decoder_that_rewrites_its_ending_still_joins():
     def cleaned(ids):  # joins words by spaces, but not before a full stop
         return " ".join("ab."[i] for i in ids).replace(" .", ".")
 
-    assert TokenTextDecoder(cleaned)([0, 1, 2, 0]) == ("a", " b", ".", " a")
-    assert TokenTextDecoder(lambda ids: "long" if len(ids) == 1 else "lo")([1, 2]) == ("lo", "")
+    assert token_pieces(cleaned, [0, 1, 2, 0]) == ("a", " b", ".", " a")
+    assert token_pieces(lambda ids: "long" if len(ids) == 1 else "lo", [1, 2]) == ("lo", "")
 
 
 def test_a_decoder_that_rewrites_its_beginning_gives_no_text_twice():
     texts = {(1,): "ab", (1, 2): "xb", (1, 2, 3): "abc"}
-    assert TokenTextDecoder(lambda ids: texts[tuple(ids)])((1, 2, 3)) == ("ab", "", "c")
+    assert token_pieces(lambda ids: texts[tuple(ids)], (1, 2, 3)) == ("ab", "", "c")

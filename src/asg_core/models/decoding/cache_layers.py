@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
@@ -75,13 +76,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def _reserve(self, keys: Tensor, values: Tensor) -> None:
-        def with_room(states: Tensor) -> Tensor:
-            batch, heads, length, width = states.shape
-            room = states.new_empty(batch, heads, length + CACHE_GROWTH, width)
-            room[:, :, :length] = states
-            return room
-
-        self._key_room, self._value_room = with_room(keys), with_room(values)
+        self._key_room, self._value_room = (pad(states, (0, 0, 0, CACHE_GROWTH)) for states in (keys, values))
         self._expose()
 
     def _expose(self) -> None:
@@ -91,7 +86,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """(B, H, L, d) new states -> (B, H, S, d) past and new states."""
         start, self.length = self.length, self.length + keys.shape[-2]
         if self.length > self._key_room.shape[-2]:
-            self._reserve(self._key_room[:, :, :start], self._value_room[:, :, :start])
+            self._reserve(self.keys, self.values)
         self._key_room[:, :, start : self.length] = keys
         self._value_room[:, :, start : self.length] = values
         self._expose()

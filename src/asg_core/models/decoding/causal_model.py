@@ -65,12 +65,10 @@ class CausalModel(Protocol):
     @property
     def stop_token_ids(self) -> Collection[int]:
         """Tokens that end a completion."""
-        ...
 
     @property
     def suppressed_token_ids(self) -> Collection[int]:
         """Tokens that are never sampled: -inf before the softmax, in sampling and in scoring log-probs alike."""
-        ...
 
     def prefixes(self, images: Sequence[Image | None]) -> list[Segment]:
         """One segment per entry: template header and image, up to where the prompt starts.
@@ -78,19 +76,15 @@ class CausalModel(Protocol):
         Entries are distinct objects; None is a text-only request. The vision tower runs as one batch. An empty segment
         (L = 0) is allowed.
         """
-        ...
 
     def prompt(self, text: str) -> Segment:
         """Prompt text and template tail, up to where the answer starts; at least one position."""
-        ...
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """(B, L) long -> (B, L, D)."""
-        ...
 
     def new_cache(self) -> Cache:
         """An empty cache with plain dynamic layers, as ``transformers.DynamicCache()`` is."""
-        ...
 
     def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Run all layers and the final norm, appending keys and values to ``cache``.
@@ -105,12 +99,9 @@ class CausalModel(Protocol):
         Returns:
             (B, L, D) hidden states, ready for :meth:`head`.
         """
-        ...
 
     def head(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V) float32 raw logits. Called with at most 128 rows."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
-        ...

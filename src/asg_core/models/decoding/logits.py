@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from asg_core.backbones.devices import tensor_on
 from asg_core.models.decoding.causal_model import CausalModel
 
 
@@ -15,11 +14,6 @@ def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
     """(n, D) -> (n, V) raw logits in float32 (float64 stays, for numerical checks); n <= 128."""
     logits = model.head(hidden)
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def suppressed_ids(model: CausalModel, device: torch.device) -> Tensor:
-    """(k,) long, the tokens that have probability zero."""
-    return tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
 
 
 def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Tensor) -> Tensor:

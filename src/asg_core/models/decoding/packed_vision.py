@@ -55,11 +55,10 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Full attention within each of the spans that follow one another in a row, a batch for each run of equal lengths.
 
+    transformers gives more to all attentions than is used here.
+
     Args:
-        module: not used, nor are the rest: transformers gives them to all attentions.
         query: (1, H, n, d), as ``key`` and ``value``.
-        attention_mask: None.
-        scaling: of the scores.
         cu_seq_lens_q: (spans + 1,) where they start and end, on the CPU.
         scattered: pictures that are no spans of this row; they are gathered first.
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from asg_core.models.decoding.feature_cache import watch
 from asg_core.models.decoding.prefix_tree import Rows
 
@@ -29,7 +27,7 @@ class PrefixCache:
 
     Within a generation step all that is asked about a candidate shares the Solver's prefixes, within an understanding
     step both updates share those of the base policy. An entry goes when one of its images does, and when its role is
-    seen with newer weights. Only prefixes without gradients are kept. Memory: keys and values of every live image, per
+    seen with newer weights. Keep only prefixes without gradients. Memory: keys and values of every live image, per
     role.
 
     Args:
@@ -41,28 +39,10 @@ class PrefixCache:
         self._version = version
         self._entries: list[_Entry] = []
 
-    def lookup(
-        self, images: Sequence[Image | None], prefill: Callable[[Sequence[Image | None]], Rows]
-    ) -> tuple[Rows, list[int]]:
+    def find(self, images: Sequence[Image | None]) -> tuple[Rows, list[int]] | None:
         """Return rows that hold the prefixes of ``images``, and the row of each image.
 
-        Args:
-            images: distinct objects.
-            prefill: called when no entry holds all of them, and always when grad mode is on.
-        """
-        if torch.is_grad_enabled():
-            return prefill(images), list(range(len(images)))
-        found = self.find(images)
-        if found is not None:
-            return found
-        rows = prefill(images)
-        self.keep(images, rows)
-        return rows, list(range(len(images)))
-
-    def find(self, images: Sequence[Image | None]) -> tuple[Rows, list[int]] | None:
-        """Return what :meth:`lookup` would, or None if no entry holds all of ``images`` under the current weights.
-
-        Entries of the active role under older weights go.
+        None if no entry holds all of them under the current weights. Entries of the active role under older ones go.
         """
         version = self._version()
         self._entries = [entry for entry in self._entries if entry.version[0] != version[0] or entry.version == version]

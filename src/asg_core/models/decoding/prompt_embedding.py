@@ -20,7 +20,7 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import TextRequest
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.request_tree import prefill
-from asg_core.models.decoding.scoring import AdapterSwitch
+from asg_core.models.lora import RoleAdapters
 
 IMAGE_PROMPT = "Summary of the image above in one word:"
 TEXT_PROMPT = "{text}\nSummary of the sentence above in one word:"
@@ -38,7 +38,7 @@ class PromptEmbedding:
         adapters: switched off while embedding.
     """
 
-    def __init__(self, model: CausalModel, adapters: AdapterSwitch) -> None:
+    def __init__(self, model: CausalModel, adapters: RoleAdapters) -> None:
         self._model, self._adapters = model, adapters
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ def prefill_prompts(
 
     Args:
         requests: at least one.
-        kept: prefixes of earlier calls to go on from.
+        kept: prefixes of earlier calls to go on from; left alone where gradients are needed.
 
     Returns:
         One row per distinct (image, prompt) in order of first appearance, the prompt to append to each row (empty
@@ -50,17 +50,20 @@ def prefill_prompts(
             "let prompt() return the template tail at least",
         )
     distinct = list(images.values())
-    if len(nodes) == len(images) and (kept is None or torch.is_grad_enabled()):
+    if torch.is_grad_enabled():
+        kept = None
+    if kept is None and len(nodes) == len(images):
         # no prefix is kept or shared between prompts, so image and prompt may be one pass
         pairs = list(zip(model.prefixes(distinct), (prompts[text] for _, text in nodes), strict=True))
         if all(segment.causal for pair in pairs for segment in pair):
             rows = prefill_roots(model, [join_segments(pair) for pair in pairs])
             return rows, [Segment(p.embeds[:0], p.positions[:, :0], 0) for _, p in pairs], node_of
-
-    def prefill(shown: Sequence[Image | None]) -> Rows:
-        return prefill_roots(model, model.prefixes(shown))
-
-    trunk, places = kept.lookup(distinct, prefill) if kept else (prefill(distinct), list(range(len(distinct))))
+    found = kept.find(distinct) if kept is not None else None
+    if found is None:
+        found = prefill_roots(model, model.prefixes(distinct)), list(range(len(distinct)))
+        if kept is not None:
+            kept.keep(distinct, found[0])
+    trunk, places = found
     row_of = dict(zip(images, places, strict=True))
     return trunk.fork([row_of[image] for image, _ in nodes]), [prompts[text] for _, text in nodes], node_of
 

@@ -1,14 +1,16 @@
 """Sampling over a prefix tree, with log-probs and entropies captured on the way (METHOD, understanding steps 1 to 4).
 
-One host transfer per decoding pass: the token ids, which decide who goes on. A sample's randomness is its own: uniforms
+One host transfer per decoding pass: what was drawn decides who goes on. A sample's randomness is its own: uniforms
 from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +19,11 @@ from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, suppressed_ids, token_entropy
+from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
 from asg_core.models.decoding.prefix_tree import append_token
 from asg_core.models.decoding.request_tree import prefill
-from asg_core.models.decoding.token_text import TokenTextDecoder
+from asg_core.models.decoding.token_text import token_pieces
 from asg_core.models.limits import VOCABULARY_ROWS
 
 _COMPACT_AT = 0.75
@@ -32,16 +34,36 @@ _COMPACT_AT = 0.75
 class _Completion:
     """What one request has so far."""
 
+    request: TextRequest
+    sampling: TextSampling
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
 
-    def take(self, token: int, limit: int, stops: Collection[int], broken: bool) -> None:
-        """Append a token, unless the completion has ended."""
+    def take(self, token: int, logprob: float, entropy: float, stops: Collection[int]) -> None:
+        """Append a token, unless the completion has ended; without a log-prob (NaN) it is the last."""
         if not self.ended:
             self.token_ids.append(token)
+            self.logprobs.append(logprob)
+            self.entropies.append(entropy)
             self.stopped = token in stops
-            self.ended = self.stopped or broken or len(self.token_ids) == limit
+            full = len(self.token_ids) == self.sampling.max_new_tokens
+            self.ended = self.stopped or full or math.isnan(logprob)
+
+    def sample(self, decode: Callable[[tuple[int, ...]], str]) -> TextSample:
+        pieces = token_pieces(decode, self.token_ids[: len(self.token_ids) - self.stopped])
+        return TextSample(
+            request=self.request,
+            text="".join(pieces),
+            token_ids=tuple(self.token_ids),
+            pieces=(*pieces, "") if self.stopped else pieces,
+            logprobs=tuple(self.logprobs),
+            entropies=tuple(self.entropies),
+            finish_reason="stop" if self.stopped else "length",
+            temperature=self.sampling.temperature or 1.0,
+        )
 
 
 @torch.no_grad()
@@ -77,20 +99,17 @@ def sample_text(
     device = nodes.counter.device
     rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.fill(nodes, node_of, length)
     chooser = _Chooser(model, device)
-    draws = _Draws.of(requests, each, length, nodes.last)
-    completions = [_Completion() for _ in requests]
+    draws = _draws_of(requests, each, length, nodes.last)
+    completions = [_Completion(*of_request) for of_request in zip(requests, each, strict=True)]
     owners = list(range(len(requests)))
-    measures: list[Tensor] = []
-    places: list[int] = []
     for step in range(length):
-        ids, measured, broken = chooser(rows.last, draws, step)
-        measures.append(measured)
-        places.extend(owners)
-        for owner, token, is_broken in zip(owners, *torch.stack([ids, broken.long()]).tolist(), strict=True):
-            completions[owner].take(token, each[owner].max_new_tokens, model.stop_token_ids, bool(is_broken))
+        chosen = chooser(rows.last, draws, step)
+        for owner, token, logprob, entropy in zip(owners, *chosen.tolist(), strict=True):
+            completions[owner].take(int(token), logprob, entropy, model.stop_token_ids)
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
         if not going:
             break
+        ids = chosen[0].long()
         if isinstance(rows, StaticSlots):
             rows.append_token(ids)
             continue
@@ -98,39 +117,27 @@ def sample_text(
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
-            draws, ids = draws.select(index), ids.index_select(0, index)
+            draws = _Draws(*(column.index_select(0, index) for column in draws))
+            ids = ids.index_select(0, index)
         rows = append_token(model, rows, ids)
-    return _records(model, requests, each, completions, places, torch.cat(measures, dim=1))
+    decode = cache(model.decode)
+    return [completion.sample(decode) for completion in completions]
 
 
-@dataclass(frozen=True, eq=False)
-class _Draws:
-    """How each row takes its next tokens.
-
-    Attributes:
-        temperature: (B, 1) of the policy, 1 where greedy.
-        greedy: (B,) bool.
-        uniforms: (B, length); None if all rows are greedy.
-    """
+class _Draws(NamedTuple):
+    """How each row takes its next tokens: (B, 1) temperature of the policy, 1 where greedy; (B,) bool; (B, length)."""
 
     temperature: Tensor
     greedy: Tensor
-    uniforms: Tensor | None
+    uniforms: Tensor
 
-    @classmethod
-    def of(cls, requests: Sequence[TextRequest], each: Sequence[TextSampling], length: int, hidden: Tensor) -> _Draws:
-        """``hidden`` is of the model: its device, and its dtype if wider than float32."""
-        device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
-        greedy = [one.temperature == 0 for one in each]
-        uniforms = None
-        if not all(greedy):
-            uniforms = uniforms_of([request.seed for request in requests], length, device)
-        temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)
-        return cls(temperature[:, None], tensor_on(device, greedy), uniforms)
 
-    def select(self, rows: Tensor) -> _Draws:
-        uniforms = None if self.uniforms is None else self.uniforms.index_select(0, rows)
-        return _Draws(self.temperature.index_select(0, rows), self.greedy.index_select(0, rows), uniforms)
+def _draws_of(requests: Sequence[TextRequest], each: Sequence[TextSampling], length: int, hidden: Tensor) -> _Draws:
+    """``hidden`` is of the model: its device, and its dtype if wider than float32."""
+    device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
+    temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)
+    greedy = tensor_on(device, [one.temperature == 0 for one in each])
+    return _Draws(temperature[:, None], greedy, uniforms_of([request.seed for request in requests], length, device))
 
 
 class _Chooser:
@@ -138,30 +145,24 @@ class _Chooser:
 
     def __init__(self, model: CausalModel, device: torch.device) -> None:
         self.model = model
-        self.suppressed = suppressed_ids(model, device)
+        self.suppressed = tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
         barred = {*model.suppressed_token_ids, *model.stop_token_ids}
         self.placeholder = next(token for token in range(len(barred) + 1) if token not in barred)
 
-    def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D) hidden -> (B,) ids, (2, B) log-probs and entropies, (B,) bool: logits not finite."""
-        uniforms = repeat(None) if draws.uniforms is None else torch.split(draws.uniforms[:, step], VOCABULARY_ROWS)
-        columns = (torch.split(column, VOCABULARY_ROWS) for column in (hidden, draws.temperature, draws.greedy))
-        chunks = zip(*columns, uniforms, strict=False)
-        ids, measures, broken = zip(*(self._choose(*chunk) for chunk in chunks), strict=True)
-        return torch.cat(ids), torch.cat(measures, dim=1), torch.cat(broken)
+    def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> Tensor:
+        """(B, D) hidden -> (3, B) ids, exact up to 2**24, log-probs, entropies; NaN where logits are not finite."""
+        columns = hidden, draws.temperature, draws.greedy, draws.uniforms[:, step]
+        chunks = zip(*(torch.split(column, VOCABULARY_ROWS) for column in columns), strict=True)
+        return torch.cat([self._choose(*chunk) for chunk in chunks], dim=1)
 
-    def _choose(
-        self, hidden: Tensor, temperature: Tensor, greedy: Tensor, uniforms: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose(self, hidden: Tensor, temperature: Tensor, greedy: Tensor, uniforms: Tensor) -> Tensor:
         logits = raw_logits(self.model, hidden)
         finite = logits.isfinite().all(-1)
         policy = policy_logprobs(logits, temperature, self.suppressed)
-        ids = policy.argmax(-1)
-        if uniforms is not None:
-            ids = torch.where(greedy, ids, pick(policy, uniforms))
+        ids = torch.where(greedy, policy.argmax(-1), pick(policy, uniforms))
         ids = torch.where(finite, ids, self.placeholder)
         logprobs = policy.gather(-1, ids[:, None])[:, 0].masked_fill(~finite, torch.nan)
-        return ids, torch.stack([logprobs, token_entropy(logits)]), ~finite
+        return torch.stack([ids.to(logprobs.dtype), logprobs, token_entropy(logits)])
 
 
 def uniforms_of(seeds: Sequence[int], length: int, device: torch.device) -> Tensor:
@@ -180,37 +181,3 @@ def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logprobs.exp().to(uniforms.dtype).cumsum(-1)
     ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return ids.clamp(max=logprobs.shape[-1] - 1)
-
-
-def _records(
-    model: CausalModel,
-    requests: Sequence[TextRequest],
-    each: Sequence[TextSampling],
-    completions: Sequence[_Completion],
-    places: Sequence[int],
-    measures: Tensor,
-) -> list[TextSample]:
-    """``measures`` (2, n) holds log-probs and entropies of all passes; column j belongs to request ``places[j]``."""
-    logprobs: list[list[float]] = [[] for _ in requests]
-    entropies: list[list[float]] = [[] for _ in requests]
-    for owner, logprob, entropy in zip(places, *measures.tolist(), strict=True):
-        logprobs[owner].append(logprob)
-        entropies[owner].append(entropy)
-    pieces_of = TokenTextDecoder(model.decode)
-    samples = []
-    for i, (request, completion) in enumerate(zip(requests, completions, strict=True)):
-        count = len(completion.token_ids)
-        pieces = pieces_of(completion.token_ids[: count - completion.stopped])
-        samples.append(
-            TextSample(
-                request=request,
-                text="".join(pieces),
-                token_ids=tuple(completion.token_ids),
-                pieces=(*pieces, "") if completion.stopped else pieces,
-                logprobs=tuple(logprobs[i][:count]),
-                entropies=tuple(entropies[i][:count]),
-                finish_reason="stop" if completion.stopped else "length",
-                temperature=each[i].temperature or 1.0,
-            )
-        )
-    return samples

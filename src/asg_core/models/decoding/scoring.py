@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,27 +20,20 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Role, TextSample, TokenLogits
 from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, suppressed_ids, token_entropy
+from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.decoding.prefix_cache import PrefixCache
 from asg_core.models.decoding.prefix_tree import Rows, extend
 from asg_core.models.decoding.request_tree import prefill_prompts
 from asg_core.models.limits import FEW_SAMPLES, VOCABULARY_ROWS
+from asg_core.models.lora import RoleAdapters
 
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-class AdapterSwitch(Protocol):
-    """What scoring needs of :class:`asg_core.models.lora.RoleAdapters`."""
-
-    def use(self, role: Role | None) -> AbstractContextManager[None]:
-        """Make ``role`` (None: no adapter) active inside the block."""
-        ...
 
 
 def token_logits(
     model: CausalModel,
     samples: Sequence[TextSample],
-    adapters: AdapterSwitch,
+    adapters: RoleAdapters,
     role: Role | None,
     *,
     base: bool = False,
@@ -79,33 +72,27 @@ def token_logits(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     temperature = tensor_on(device, [sample.temperature for sample in samples], wide)
     temperature = temperature.repeat_interleave(tensor_on(device, lengths), output_size=len(ids))[:, None]
-    run: Callable[..., Scores] = partial(_score, model, adapters, role, suppressed_ids(model, device), logits)
+    suppressed = tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
+    run: Callable[..., Scores] = partial(_score, model, adapters, role, suppressed, logits)
     if torch.is_grad_enabled():
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-    chunks = [
-        run(*inputs)
-        for inputs in zip(
-            torch.split(hidden, VOCABULARY_ROWS),
-            torch.split(base_hidden, VOCABULARY_ROWS) if base_hidden is not None else repeat(None),
-            torch.split(ids, VOCABULARY_ROWS),
-            torch.split(temperature, VOCABULARY_ROWS),
-            strict=False,
-        )
-    ]
+    inputs = (torch.split(column, VOCABULARY_ROWS) for column in (hidden, ids, temperature))
+    base_rows = repeat(None) if base_hidden is None else torch.split(base_hidden, VOCABULARY_ROWS)
+    chunks = [run(*chunk) for chunk in zip(*inputs, base_rows, strict=False)]
     columns = [_per_sample(column, lengths) for column in zip(*chunks, strict=True)]
     return [TokenLogits(*of_sample) for of_sample in zip(*columns, strict=True)]
 
 
 def _score(
     model: CausalModel,
-    adapters: AdapterSwitch,
+    adapters: RoleAdapters,
     role: Role | None,
     suppressed: Tensor,
     logits: bool,
     rows: Tensor,
-    base_rows: Tensor | None,
     ids: Tensor,
     temperature: Tensor,
+    base_rows: Tensor | None,
 ) -> Scores:
     """Columns of :class:`TokenLogits` for (n, D) hidden states that predict the (n,) tokens ``ids``."""
     # Entered here and not by the caller, because a checkpoint runs this again in the backward pass.
@@ -172,9 +159,7 @@ def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContext
 
     A layer that writes to a cache must find the same past again (``cache_layers.BranchLayer`` does).
     """
-    if not torch.is_grad_enabled():
-        yield
-        return
+    layers = layers if torch.is_grad_enabled() else ()
 
     @contextmanager
     def again() -> Iterator[None]:

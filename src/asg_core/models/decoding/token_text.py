@@ -6,38 +6,24 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 
-class TokenTextDecoder:
-    """Splits decoded text by token; remembers what it decoded, because samples of one prompt begin alike.
+def token_pieces(decode: Callable[[tuple[int, ...]], str], ids: Sequence[int]) -> tuple[str, ...]:
+    """One piece per token; the pieces join to ``decode(ids)``.
+
+    Prefixes are decoded as a whole, since a token's text depends on its neighbours. Replacement characters at the end
+    of a prefix stand for characters whose bytes are not complete; a token that completes nothing adds "".
 
     Args:
-        decode: token ids -> text.
+        decode: token ids -> text; best one that remembers, because samples of one prompt begin alike.
     """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._known: dict[tuple[int, ...], str] = {(): ""}
-
-    def __call__(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """One piece per token; the pieces join to ``decode(ids)``.
-
-        Prefixes are decoded as a whole, since a token's text depends on its neighbours. Replacement characters at the
-        end of a prefix stand for characters whose bytes are not complete; a token that completes nothing adds "".
-        """
-        if not ids:
-            return ()
-        text = self._text(ids)
-        ends = [0]
-        for count in range(1, len(ids)):
-            settled = _agreement(self._text(ids[:count]).rstrip("\ufffd"), text)
-            ends.append(max(ends[-1], settled))
-        ends.append(len(text))
-        return tuple(text[start:end] for start, end in pairwise(ends))
-
-    def _text(self, ids: Sequence[int]) -> str:
-        key = tuple(ids)
-        if key not in self._known:
-            self._known[key] = self._decode(key)
-        return self._known[key]
+    if not ids:
+        return ()
+    text = decode(tuple(ids))
+    ends = [0]
+    for count in range(1, len(ids)):
+        prefix = decode(tuple(ids[:count])).rstrip("\ufffd")
+        ends.append(max(ends[-1], _agreement(prefix, text)))
+    ends.append(len(text))
+    return tuple(text[start:end] for start, end in pairwise(ends))
 
 
 def _agreement(prefix: str, text: str) -> int:

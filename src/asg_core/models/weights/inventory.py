@@ -75,16 +75,13 @@ def read_inventory(
         WeightsError: there are no weights; a file is missing, damaged or truncated (names the first tensor that is cut
             off); an index names a path outside the folder, or a tensor that its shard lacks; a tensor is stored twice.
     """
-    main = next((found for stem in stems if (found := _find(folder, stem, variant)).files), None)
-    if main is None and any_name and len(files := sorted(folder.glob(f"*{SUFFIX}"))) == 1:
-        main = _Found(tuple(files))
-    if main is None:
+    main = next((found for stem in stems if (found := _find(folder, stem, variant))), [])
+    if not main and any_name and len(files := list(folder.glob(f"*{SUFFIX}"))) == 1:
+        main = files
+    if not main:
         raise _no_weights(folder, stems)
-    groups = [main, *(_find(folder, stem, variant) for stem in beside)]
-    stored = read_headers(dict.fromkeys(file for group in groups for file in group.files))
-    for group in groups:
-        group.check(stored)
-    return stored
+    others = [file for stem in beside for file in _find(folder, stem, variant)]
+    return read_headers(dict.fromkeys(main + others))
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -191,35 +188,19 @@ def check_tokenizer_files(folder: Path) -> None:
         path_inside(folder, name, config)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The files of one stem, and what an index says about them: tensor name to file."""
-
-    files: tuple[Path, ...]
-    index: Path | None = None
-    placed: Mapping[str, Path] | None = None
-
-    def check(self, stored: Inventory) -> None:
-        """Refuse an index that promises a tensor which its shard lacks."""
-        for name, file in (self.placed or {}).items():
-            if name not in stored or stored[name].file != file:
-                raise WeightsError(
-                    f"tensor {name!r} is missing", f"{self.index} places it in {file.name}, which lacks it", _AGAIN
-                )
-
-
-def _find(folder: Path, stem: str, variant: str | None) -> _Found:
+def _find(folder: Path, stem: str, variant: str | None) -> list[Path]:
     for infix in (f".{variant}", "") if variant else ("",):
         whole = folder / f"{stem}{infix}{SUFFIX}"
         if whole.is_file():
-            return _Found((whole,))
+            return [whole]
         index = folder / f"{stem}{SUFFIX}.index{infix}.json"
         if index.is_file():
             return _indexed(index)
-    return _Found(_complete(folder, stem))
+    return _complete(folder, stem)
 
 
-def _indexed(index: Path) -> _Found:
+def _indexed(index: Path) -> list[Path]:
+    """The shards that an index names; each holds what the index says."""
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict):
         raise WeightsError(f"{index} is no index of weights", "it has no weight_map", _AGAIN)
@@ -231,10 +212,16 @@ def _indexed(index: Path) -> _Found:
                 f"{index.name} says that it holds {name!r}",
                 "download the missing file",
             )
-    return _Found(tuple(sorted(set(paths.values()))), index, paths)
+    headers = {file: read_header(file) for file in sorted(set(paths.values()))}
+    for name, file in paths.items():
+        if name not in headers[file]:
+            raise WeightsError(
+                f"tensor {name!r} is missing", f"{index} places it in {file.name}, which lacks it", _AGAIN
+            )
+    return list(headers)
 
 
-def _complete(folder: Path, stem: str) -> tuple[Path, ...]:
+def _complete(folder: Path, stem: str) -> list[Path]:
     """Shards that are there without an index; the count in their names says whether all are."""
     pattern = re.compile(rf"{re.escape(stem)}-\d+-of-(\d+){re.escape(SUFFIX)}")
     shards = {file: match for file in sorted(folder.glob(f"*{SUFFIX}")) if (match := pattern.fullmatch(file.name))}
@@ -245,7 +232,7 @@ def _complete(folder: Path, stem: str) -> tuple[Path, ...]:
             "a download is not complete, or two are mixed",
             "download the missing files",
         )
-    return tuple(shards)
+    return list(shards)
 
 
 def _no_weights(folder: Path, stems: Sequence[str]) -> WeightsError:

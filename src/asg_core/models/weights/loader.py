@@ -126,19 +126,15 @@ def compare(
     """
     unread = unread or {}
     expected = {**{name: slot.shape for name, slot in slots.items()}, **unread}
-    common = sorted(expected.keys() & stored.keys())
-    rest = sorted(stored.keys() - expected.keys())
-    fitting = [name for name in common if stored[name] == expected[name]]
+    fitting = {name for name, shape in expected.items() if stored.get(name) == shape}
+    misshapen = sorted((expected.keys() & stored.keys()) - fitting)
+    known = {name for name in stored.keys() - expected.keys() if skip(name)}
     return LoadReport(
-        matched=tuple(name for name in fitting if name not in unread),
+        matched=tuple(sorted(fitting - unread.keys())),
         missing=tuple(sorted(expected.keys() - stored.keys())),
-        unexpected=tuple(name for name in rest if not skip(name)),
-        misshapen=tuple(
-            f"{name} is {list(stored[name])}, expected {list(expected[name])}"
-            for name in common
-            if stored[name] != expected[name]
-        ),
-        skipped=tuple(sorted([name for name in fitting if name in unread] + [name for name in rest if skip(name)])),
+        unexpected=tuple(sorted(stored.keys() - expected.keys() - known)),
+        misshapen=tuple(f"{name} is {list(stored[name])}, expected {list(expected[name])}" for name in misshapen),
+        skipped=tuple(sorted(fitting & unread.keys() | known)),
     )
 
 

@@ -1,7 +1,7 @@
 """Merge adapters into released weights and write the released layout again, so that the model's own code loads it.
 
-Files are streamed: unchanged tensors are copied byte for byte, changed ones are rounded once from float32. The new
-folder appears under its name when it is complete.
+One tensor is in memory at a time: unchanged ones stay as they are bit for bit, changed ones are rounded once from
+float32. The new folder appears under its name when it is complete.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
@@ -24,7 +24,6 @@ from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
 from asg_core.models.weights.inventory import ITEM_BYTES, Inventory, StoredTensor
 
-_BLOCK = 1 << 24
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -112,15 +111,21 @@ def export_merged(
     """
     if directory.exists():
         raise RunFolderError(f"{directory} exists", "an export never overwrites", "name a new directory")
-    _check(merges, inventory)
+    for name, merge in merges.items():
+        shape = tuple(merge.layer.weight.shape)
+        if name not in inventory or inventory[name].shape != shape:
+            raise WeightsError(
+                f"the {merge.role.value} adapter changes {name!r} of shape {list(shape)}",
+                f"the release holds {list(inventory[name].shape) if name in inventory else 'no such tensor'}",
+                "give the weights that the backbone was loaded from",
+            )
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for file in _other_files(weights, {tensor.file for tensor in inventory.values()}):
-            shutil.copyfile(file, _made(partial / file.relative_to(weights)))
-        for file in sorted({tensor.file for tensor in inventory.values()}):
+        for file in _files(weights, {tensor.file for tensor in inventory.values()}):
             tensors = {name: tensor for name, tensor in inventory.items() if tensor.file == file}
-            target = _made(partial / file.relative_to(weights))
+            target = partial / file.relative_to(weights)
+            target.parent.mkdir(parents=True, exist_ok=True)
             if tensors.keys() & merges.keys():
                 _rewrite(file, target, tensors, merges, float32=float32)
             else:
@@ -134,24 +139,10 @@ def export_merged(
     return ExportReport(directory, tuple(sorted(merges)), len(inventory) - len(merges))
 
 
-def _check(merges: Mapping[str, Merge], inventory: Inventory) -> None:
-    for name, merge in merges.items():
-        shape = tuple(merge.layer.weight.shape)
-        if name not in inventory or inventory[name].shape != shape:
-            raise WeightsError(
-                f"the {merge.role.value} adapter changes {name!r} of shape {list(shape)}",
-                f"the release holds {list(inventory[name].shape) if name in inventory else 'no such tensor'}",
-                "give the weights that the backbone was loaded from",
-            )
-
-
-def _made(file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
-
-
-def _other_files(weights: Path, stored: set[Path]) -> Iterable[Path]:
+def _files(weights: Path, stored: set[Path]) -> Iterable[Path]:
+    """Files of an export: ``stored``, and what lies around them."""
     homes = {file.parent for file in stored}
+    yield from sorted(stored)
     for file in sorted(weights.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(weights).parts)
         unmerged = file.suffix in _WEIGHT_SUFFIXES and file.parent in homes
@@ -160,12 +151,7 @@ def _other_files(weights: Path, stored: set[Path]) -> Iterable[Path]:
 
 
 def _rewrite(
-    source: Path,
-    target: Path,
-    tensors: Mapping[str, StoredTensor],
-    merges: Mapping[str, Merge],
-    *,
-    float32: bool,
+    source: Path, target: Path, tensors: Mapping[str, StoredTensor], merges: Mapping[str, Merge], *, float32: bool
 ) -> None:
     """Copy one safetensors file with some tensors replaced, one tensor in memory at a time."""
     dtypes = {name: "F32" if float32 and name in merges else tensor.dtype for name, tensor in tensors.items()}
@@ -179,28 +165,19 @@ def _rewrite(
         end += 4 * merges[name].layer.weight.numel() if widened else tensor.end - tensor.begin
         header[name] = {"dtype": dtypes[name], "shape": tensor.shape, "data_offsets": [begin, end]}
     try:
-        with source.open("rb") as old, target.open("wb") as new, safe_open(source, framework="pt") as stored:
+        with target.open("wb") as new, safe_open(source, framework="pt") as stored:
             text = json.dumps({"__metadata__": stored.metadata() or {"format": "pt"}, **header}).encode()
             text += b" " * (-len(text) % 8)
             new.write(struct.pack("<Q", len(text)) + text)
             for name in order:
+                values = stored.get_tensor(name)
                 if name in merges:
-                    merged = merges[name].apply(stored.get_tensor(name), float32=float32)
-                    new.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
-                else:
-                    _copy(old, new, tensors[name].begin, tensors[name].end)
+                    values = merges[name].apply(values, float32=float32)
+                new.write(values.contiguous().flatten().view(torch.uint8).numpy().data)
             new.flush()
             os.fsync(new.fileno())
     except SafetensorError as error:
         raise WeightsError(f"{source} cannot be read", str(error), "put the original weights back") from error
-
-
-def _copy(old: BinaryIO, new: BinaryIO, begin: int, end: int) -> None:
-    old.seek(begin)
-    while begin < end:
-        block = old.read(min(_BLOCK, end - begin))
-        new.write(block)
-        begin += len(block)
 
 
 def _correct_sizes(directory: Path, merges: Mapping[str, Merge], inventory: Inventory) -> None:
