@@ -208,8 +208,9 @@ def compare(model: Backbone, items: Sequence[GenerationItem]) -> None:
     candidates = [c for item, _ in specified for c in item.candidates]
     # Fetched as a whole: every score is a number of the host.
     texts = model.embed([*(prompt for _, prompt in specified), *(c.caption for c in candidates)]).cpu()
-    captions = texts[count:].unflatten(0, (count, -1))  # (specs, candidates, d)
-    images = model.embed([c.sample.image for c in candidates]).cpu().unflatten(0, (count, -1))
+    by_spec = (count, -1, texts.shape[-1])
+    captions = texts[count:].reshape(by_spec)
+    images = model.embed([c.sample.image for c in candidates]).cpu().reshape(by_spec)
     for (item, _), prompt, said, drawn in zip(specified, texts[:count], captions, images, strict=True):
         for c, caption, image, distance in zip(item.candidates, said, drawn, diversity(drawn), strict=True):
             c.cycle, c.diversity = cycle_score(prompt, caption, image), distance
