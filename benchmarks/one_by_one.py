@@ -27,7 +27,7 @@ from asg_core.backbones.interface import (
     broadcast_sampling,
 )
 from asg_core.backbones.proxy import BackboneProxy
-from asg_core.method.updates import Groups
+from asg_core.method.updates import Group
 
 
 class OneByOne(BackboneProxy):
@@ -80,10 +80,9 @@ class OneByOne(BackboneProxy):
         return torch.cat([self.inner.embed([item if isinstance(item, str) else item.copy()]) for item in items])
 
 
-def separate(groups: Groups) -> Groups:
+def separate(groups: Sequence[Group]) -> list[Group]:
     """Groups of one: with ``micro_batch=1`` each sample has its own backward pass; the summed loss stays the same."""
-    own, everywhere = ([[member] for group in part for member in group] for part in (groups.own, groups.everywhere))
-    return Groups(own, everywhere)
+    return [Group([member], group.mine) for group in groups for member in group.samples]
 
 
 def _alone(request: TextRequest) -> TextRequest:

@@ -43,7 +43,7 @@ def memory() -> list[Row]:
     ours = Subject(QwenBackbone)
     rows = []
     for side, tokens in ((224, 64), (448, 256)):
-        samples = [s for group in solver_groups(ours.sampled([picture(1, side)])).own for s, _ in group]
+        samples = [s for group in solver_groups(ours.sampled([picture(1, side)])) for s, _ in group.samples]
         alone = [
             TextSample(**{**vars(s), "request": type(s.request)(s.request.prompt, s.request.image.copy(), 0)})
             for s in samples

@@ -19,7 +19,7 @@ from asg_core.method.losses import AdaptiveKl
 from asg_core.method.records import UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.testing.scripted_text import scripted_text
 from asg_core.training.optimizer import RoleOptimizer
@@ -70,7 +70,7 @@ class Subject:
         with scripted_text(self.backbone):
             return understanding_step(self.backbone, pool, StepContext(CONFIG, 1), RollingPercentile(), EmaBaseline())
 
-    def update(self, role: Role, groups: Groups) -> UpdateReport:
+    def update(self, role: Role, groups: Sequence[Group]) -> UpdateReport:
         """One update."""
         learner = Learner(role, self.optimizers[role], AdaptiveKl(0.01, 0.02))
         return update_text_role(self.backbone, groups, learner, StepContext(CONFIG, 1))

@@ -24,7 +24,7 @@ from PIL import Image
 
 from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
 from asg_core.backbones.loading import load_backbone
-from asg_core.method.updates import Groups, solver_groups
+from asg_core.method.updates import Group, solver_groups
 from asg_core.testing.qwen import QwenBackbone
 from ratio_memory import memory
 from ratio_overhead import overhead
@@ -78,7 +78,7 @@ def step_ratios(repetitions: int) -> list[Row]:
         def step(subject: Subject, image: Image.Image = image) -> None:
             subject.step([image.copy()])  # of a copy nothing is known
 
-        def update(subject: Subject, groups: Groups = groups) -> None:
+        def update(subject: Subject, groups: list[Group] = groups) -> None:
             subject.update(Role.SOLVER, groups)
 
         for name, run, bar in (

@@ -22,7 +22,7 @@ from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
 from asg_core.planning.memory import StepMemory, generation_memory, understanding_memory
 from asg_core.planning.shape import ModelShape
 from asg_core.training.optimizer import RoleOptimizer
@@ -85,7 +85,7 @@ def scripted_step(
     *,
     floors: Mapping[Role, NoiseFloor] | None = None,
     watch: Watch = lambda part: nullcontext(),
-    regroup: Callable[[Groups], Groups] = lambda groups: groups,
+    regroup: Callable[[list[Group]], list[Group]] = lambda groups: groups,
 ) -> Reports:
     """A step on ``pictures`` and its updates; what each role's update reports.
 
@@ -103,7 +103,7 @@ def scripted_step(
     scripted = Scripted(model, [image.image for image in images], config.solve.framings)
     floors, ctx = floors or {}, StepContext(config, 1)
 
-    def learn(role: Role, groups: Groups) -> UpdateReport:
+    def learn(role: Role, groups: list[Group]) -> UpdateReport:
         beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
         with watch(f"update {role.value}"):
             learner = Learner(role, optimizer(role), beta, floors.get(role))

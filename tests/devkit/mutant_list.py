@@ -252,22 +252,26 @@ m(
     "config.solve.temperature)] * len(measured)",
     "STE is measured on sampled answers",
 )
-m("for q, rewards, group in zip(learning, groups, advantages", "for q, rewards, group in zip(asked, groups, advantages",
+m("rewards in zip(learning, groups, strict", "rewards in zip(voted, groups, strict",
   "rewards go to other questions than those they are of")  # fmt: skip
 m("frame(text, framing), image, seed(", "frame(text, CANONICAL_FRAMING), image, seed(", "seven framings are one")
 
 m = _of("method/generation.py", "model/steps/test_generation_step.py")
-m("for i, item in enumerate(specified, start=first)", "for i, item in enumerate([specified[0]] * len(specified))",
+m("(_, spec) in enumerate(specified, start=first)", "(_, spec) in enumerate([specified[0]] * len(specified))",
   "all prompts draw the first one")  # fmt: skip
 m('vote(labels, ctx.seed("judge", i)).majority', "labels[0]", "one framing judges the drawings")
 
 m = _of("method/updates.py", "model/steps/test_update.py")
-m("+ self.weight.beta * divergence.sum()", "- self.weight.beta * divergence.sum()", "KL to the base is rewarded")
-m("if lesson.old is None:", "if True:", "later inner steps are never clipped")
+m("+ beta * divergence.sum()", "- beta * divergence.sum()", "KL to the base is rewarded")
+m("if self.old is None:", "if True:", "later inner steps are never clipped")
 
 m = _of("method/generator_updates.py", "model/steps/test_generator_update.py", "model/steps/test_ablations.py")
 m("((signals * scored.loss).sum() + penalty)", "(scored.loss.sum() + penalty)", "all candidates teach alike")
-m("if drawing.old is None and drawing.sample", "if drawing.sample", "later inner steps on drawings are never clipped")
+m(
+    "(new, drawing.first(new), drawing.signal)",
+    "(new, new, drawing.signal)",
+    "later inner steps on drawings are never clipped",
+)
 
 m = _of("method/ablations.py", "model/steps/test_ablations.py", "model/steps/test_understanding_step.py")
 m('return base if self.name == "base_ratio" else first', "return base", "the policy ratio divides by the base model")

@@ -33,23 +33,16 @@ _LAZY = {
     "understanding_step": "understanding",
     "vote": "answers",
 }
-__all__ = [
-    "StepContext",
-    "generation_step",
-    "proposer_reward",
-    "solver_rewards",
-    "solver_token_entropy",
-    "understanding_step",
-    "vote",
-]
+__all__ = list(_LAZY)
 
 if TYPE_CHECKING:
-    from asg_core.method.answers import vote
-    from asg_core.method.context import StepContext
-    from asg_core.method.generation import generation_step
-    from asg_core.method.rewards import proposer_reward, solver_rewards
-    from asg_core.method.token_entropy import solver_token_entropy
-    from asg_core.method.understanding import understanding_step
+    from asg_core.method.answers import vote as vote
+    from asg_core.method.context import StepContext as StepContext
+    from asg_core.method.generation import generation_step as generation_step
+    from asg_core.method.rewards import proposer_reward as proposer_reward
+    from asg_core.method.rewards import solver_rewards as solver_rewards
+    from asg_core.method.token_entropy import solver_token_entropy as solver_token_entropy
+    from asg_core.method.understanding import understanding_step as understanding_step
 
 
 def __getattr__(name: str) -> Any:

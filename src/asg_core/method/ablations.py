@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from asg_core.backbones.interface import Backbone, ImageRequest, ImageSample, ImageSampling, TextRequest, TextSampling
 from asg_core.config.schema import Ablation, RunConfig
@@ -17,17 +18,10 @@ from asg_core.data.image_pool import PoolImage
 from asg_core.method.prompts import CANONICAL_FRAMING, SPEC_PROMPT, GateFailure, parse_spec
 from asg_core.method.records import GenerationItem
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Variant:
-    """The method, or one ablation of it.
-
-    Attributes:
-        name: of the ablation; "none" is the method as it is.
-    """
+    """The method as it is ("none"), or one ablation of it."""
 
     name: Ablation = "none"
 
@@ -38,14 +32,41 @@ class Variant:
     def images(
         self, model: Backbone, images: Sequence[PoolImage], config: RunConfig, seed: Seed, first: int
     ) -> list[PoolImage]:
-        """Return what to learn from: ``images``, or the model's own drawings (:func:`self_drawn_images`)."""
-        if self.name != "own_drawings":
+        """Return what to learn from: ``images``, or for each a drawing of what the Proposer wrote about it.
+
+        Where the text is no spec, all of it is the prompt.
+
+        Args:
+            images: this process's share of the step's images, perhaps none.
+            seed: of the step; called with ("own spec", image) and ("own drawing", image).
+            first: number of ``images[0]`` for the seeds.
+        """
+        if self.name != "own_drawings" or not images:
             return list(images)
-        return self_drawn_images(model, images, config, seed, first)
+        asked = [
+            TextRequest(SPEC_PROMPT, source.image, seed("own spec", i)) for i, source in enumerate(images, start=first)
+        ]
+        written = model.ask(asked, TextSampling(config.ask.spec_max_new_tokens, config.ask.temperature))
+        requests = []
+        for i, sample in enumerate(written, start=first):
+            spec = parse_spec(sample.text)
+            prompt = sample.text if isinstance(spec, GateFailure) else spec.prompt
+            requests.append(ImageRequest(prompt, seed("own drawing", i)))
+        drawings = model.generate(requests, ImageSampling("rollout", config.generate.temperature))
+        return [replace(source, image=drawing.image) for source, drawing in zip(images, drawings, strict=True)]
 
     def rewards(self, groups: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
-        """Return the rewards of several groups as they are, or perturbed (:func:`perturb_rewards`)."""
-        return perturb_rewards(groups, self.name, seed)
+        """Return the rewards of several groups: as they are, uniform noise in [0, 1), or dealt out again over all
+        groups by a seeded permutation, which keeps their distribution and breaks their meaning."""
+        rng = random.Random(seed)
+        flat = [reward for group in groups for reward in group]
+        match self.name:
+            case "random_rewards":
+                flat = [rng.random() for _ in flat]
+            case "shuffled_votes":
+                rng.shuffle(flat)
+        values = iter(flat)
+        return [[next(values) for _ in group] for group in groups]
 
     @property
     def without_score(self) -> str | None:
@@ -69,50 +90,3 @@ class Variant:
             return [(c.sample, c.signal) for c in usable if c.signal is not None]
         best = max(c.reward for c in usable)
         return [(model.as_drawn(usable[0].sample.request, item.source.image), best)]
-
-
-def perturb_rewards(rewards: Sequence[Sequence[float]], ablation: Ablation, seed: int) -> list[list[float]]:
-    """Return the rewards of several groups as the ablation wants them; group sizes are kept.
-
-    "random_rewards" are uniform noise in [0, 1). "shuffled_votes" are the same values dealt out again over all groups
-    by a seeded permutation, which keeps their distribution and breaks their meaning. Others leave them as they are.
-    """
-    if ablation not in ("random_rewards", "shuffled_votes"):
-        return [list(group) for group in rewards]
-    rng = random.Random(seed)
-    flat = [value for group in rewards for value in group]
-    if ablation == "random_rewards":
-        flat = [rng.random() for _ in flat]
-    else:
-        rng.shuffle(flat)
-    values = iter(flat)
-    return [[next(values) for _ in group] for group in rewards]
-
-
-def self_drawn_images(
-    model: Backbone, images: Sequence[PoolImage], config: RunConfig, seed: Seed, first: int
-) -> list[PoolImage]:
-    """Return the images, each replaced by a drawing of what the Proposer wrote about it.
-
-    Where the text is no spec, all of it is the prompt.
-
-    Args:
-        model: writes and draws.
-        images: this process's share of the step's images, perhaps none.
-        config: how to sample.
-        seed: of the step; called with ("own spec", image) and ("own drawing", image).
-        first: number of ``images[0]`` for the seeds.
-    """
-    if not images:
-        return []
-    asked = [
-        TextRequest(SPEC_PROMPT, source.image, seed("own spec", i)) for i, source in enumerate(images, start=first)
-    ]
-    written = model.ask(asked, TextSampling(config.ask.spec_max_new_tokens, config.ask.temperature))
-    requests = []
-    for i, sample in enumerate(written, start=first):
-        spec = parse_spec(sample.text)
-        prompt = sample.text if isinstance(spec, GateFailure) else spec.prompt
-        requests.append(ImageRequest(prompt, seed("own drawing", i)))
-    drawings = model.generate(requests, ImageSampling("rollout", config.generate.temperature))
-    return [replace(source, image=drawing.image) for source, drawing in zip(images, drawings, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from asg_core.backbones.interface import Backbone
 from asg_core.config.schema import RunConfig
@@ -16,27 +16,16 @@ from asg_core.method.ablations import Variant
 Item = TypeVar("Item")
 
 
-class Gather(Protocol):
-    """Joins the shares of a step that several processes work on. Every process must make the same calls."""
+class Gather:
+    """Joins the shares of a step that several processes work on, which must all make the same calls. This one is of a
+    single process, whose share is the whole step."""
 
     def __call__(self, items: Sequence[Item]) -> list[Item]:
         """Return the items of all processes in the order of the step's images; own items are the objects given."""
-        ...
-
-    def before(self, count: int) -> int:
-        """Return the sum of ``count`` over the shares before this process's."""
-        ...
-
-
-class OneProcess:
-    """The :class:`Gather` of a run in one process: its share is the whole step."""
-
-    def __call__(self, items: Sequence[Item]) -> list[Item]:
-        """Return ``items``."""
         return list(items)
 
     def before(self, count: int) -> int:
-        """Return 0."""
+        """Return the sum of ``count`` over the shares before this process's."""
         return 0
 
 
@@ -54,7 +43,7 @@ class StepContext:
 
     config: RunConfig
     number: int
-    gather: Gather = field(default_factory=OneProcess)
+    gather: Gather = field(default_factory=Gather)
     offset: int = 0
     groups_at_once: int = 0
 

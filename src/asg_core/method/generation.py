@@ -10,10 +10,12 @@ The source image is only ever looked at by the Proposer and the Solver; the Gene
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
+from PIL.Image import Image
 
 from asg_core.backbones.interface import (
     Backbone,
@@ -26,19 +28,12 @@ from asg_core.backbones.interface import (
 )
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import leave_one_out, regression_weights
+from asg_core.method.advantages import leave_one_out, over_finite, regression_weights
 from asg_core.method.answers import canonical_label, same_answer, vote
 from asg_core.method.context import StepContext
 from asg_core.method.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, Spec, frame, parse_spec
 from asg_core.method.records import Candidate, GenerationItem, SpecQuestion
-from asg_core.method.rewards import (
-    CandidateScores,
-    contradiction,
-    fidelity,
-    generation_reward,
-    reference_label,
-    spec_quality,
-)
+from asg_core.method.rewards import contradiction, fidelity, generation_reward, reference_label, spec_quality
 from asg_core.method.similarity import cycle_score, diversity
 
 MAX_TRIES = 3
@@ -55,9 +50,7 @@ def generation_step(model: Backbone, images: Sequence[PoolImage], ctx: StepConte
     Images whose spec fails ``MAX_TRIES`` times come back with ``spec=None`` and no candidates.
 
     Args:
-        model: specifies, draws and judges.
         images: this process's share of the step's images, perhaps none.
-        ctx: of the step.
 
     Returns:
         the items of all processes, in the order of the step's images.
@@ -67,7 +60,7 @@ def generation_step(model: Backbone, images: Sequence[PoolImage], ctx: StepConte
     judge(model, items, ctx)
     compare(model, items)
     items = ctx.gather(items)
-    reward_generator(items, ctx, regression=uses_regression(model, ctx.config))
+    reward_generator(model, items, ctx)
     return items
 
 
@@ -85,12 +78,9 @@ def specify(model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> l
         model.prefill([source.image for source in images], [Role.PROPOSER, Role.SOLVER])
     for attempt in range(MAX_TRIES):
         pending = [(i, item) for i, item in enumerate(items, start=ctx.offset) if item.spec is None]
-        if not pending:
-            break
-        written = _write_specs(model, pending, ctx, attempt)
-        groups = _reference_answers(model, written, ctx, attempt)
-        for (i, item, spec), answers in zip(written, groups, strict=True):
-            _keep(item, spec, answers, ctx.seed("reference", i))
+        written = _write_specs(model, pending, ctx, attempt) if pending else []
+        if written:
+            _find_references(model, written, ctx, attempt)
     return items
 
 
@@ -109,150 +99,133 @@ def _write_specs(
     return written
 
 
-def _reference_answers(
+def _find_references(
     model: Backbone, written: Sequence[tuple[int, GenerationItem, Spec]], ctx: StepContext, attempt: int
-) -> list[list[list[TextSample]]]:
-    """Greedy answers about the source image, by spec, question and scoring framing; seeds play no part."""
-    asked = [(item, question) for _, item, spec in written for question, _ in spec.questions]
-    if not asked:
-        return []
-    requests = [
-        TextRequest(frame(question, framing), item.source.image, ctx.seed("reference", attempt, i, j))
-        for i, (item, question) in enumerate(asked)
-        for j, framing in enumerate(SCORING_FRAMINGS)
-    ]
+) -> None:
+    """Have the Solver answer each question on its source image; keep the specs with enough references."""
+    asked = [(question, item.source.image) for _, item, spec in written for question, _ in spec.questions]
+    requests = [r for i, (q, image) in enumerate(asked) for r in _framed(q, image, ctx, "reference", attempt, i)]
     samples = iter(model.solve(requests, TextSampling(ctx.config.solve.max_new_tokens, temperature=0.0)))
-    return [[[next(samples) for _ in SCORING_FRAMINGS] for _ in spec.questions] for _, _, spec in written]
+    for i, item, spec in written:
+        questions = []
+        for question, expected in spec.questions:
+            answers = [next(samples) for _ in SCORING_FRAMINGS]
+            labels = [canonical_label(answer.text, question) for answer in answers]
+            reference = reference_label(vote(labels, ctx.seed("reference", i)))
+            questions.append(SpecQuestion(question, expected, answers, labels, reference))
+        kept = [(q.text, q.reference) for q in questions if q.reference is not None]
+        if len(kept) >= MIN_KEPT:
+            item.spec, item.questions = spec, questions
+            item.quality = spec_quality(kept, spec.raw_count)
 
 
-def _keep(item: GenerationItem, spec: Spec, answers: Sequence[list[TextSample]], seed: int) -> None:
-    """Keep the spec if enough of its questions have a reference."""
-    questions = []
-    for (question, expected), group in zip(spec.questions, answers, strict=True):
-        labels = [canonical_label(s.text, question) for s in group]
-        questions.append(SpecQuestion(question, expected, group, labels, reference_label(vote(labels, seed))))
-    kept = [(q.text, q.reference) for q in questions if q.reference is not None]
-    if len(kept) >= MIN_KEPT:
-        item.spec, item.questions = spec, questions
-        item.quality = spec_quality(kept, spec.raw_count)
+def _framed(question: str, image: Image, ctx: StepContext, *path: int | str) -> list[TextRequest]:
+    """The question under every scoring framing. Answers are greedy, so that the seeds play no part."""
+    return [TextRequest(frame(question, f), image, ctx.seed(*path, j)) for j, f in enumerate(SCORING_FRAMINGS)]
 
 
 def draw(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
     """Draw N_g candidates for every spec, as one batch."""
-    specified = [item for item in items if item.spec is not None]
+    specified = [(item, item.spec) for item in items if item.spec is not None]
     first = ctx.gather.before(len(specified))
     if not specified:
         return
     settings = ctx.config.generate
     requests = [
-        ImageRequest(item.spec.prompt, ctx.seed("draw", i, j))
-        for i, item in enumerate(specified, start=first)
-        if item.spec is not None
+        ImageRequest(spec.prompt, ctx.seed("draw", i, j))
+        for i, (_, spec) in enumerate(specified, start=first)
         for j in range(settings.candidates)
     ]
     samples = iter(model.generate(requests, ImageSampling("rollout", settings.temperature)))
-    for item in specified:
+    for item, _ in specified:
         item.candidates = [Candidate(next(samples)) for _ in range(settings.candidates)]
 
 
 def judge(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
     """Ask the kept questions on every candidate and have it captioned, in one batch; fidelity and contradiction."""
-    candidates = [c for item in items for c in item.candidates]
-    judged = [(c, q) for item in items for c in item.candidates for q in item.kept]
+    candidates = [(item, c) for item in items for c in item.candidates]
+    judged = [(c, q) for item, c in candidates for q in item.kept]
     first = ctx.gather.before(len(judged))
     if not candidates:
         return
     solve = ctx.config.solve
     requests = [
-        TextRequest(frame(q.text, framing), c.sample.image, ctx.seed("judge", i, j))
-        for i, (c, q) in enumerate(judged, start=first)
-        for j, framing in enumerate(SCORING_FRAMINGS)
+        r for i, (c, q) in enumerate(judged, start=first) for r in _framed(q.text, c.sample.image, ctx, "judge", i)
     ]
     answers = [TextSampling(solve.max_new_tokens, temperature=0.0)] * len(requests)
-    requests += [TextRequest(CAPTION_PROMPT, c.sample.image, ctx.seed("caption", i)) for i, c in enumerate(candidates)]
+    requests += [
+        TextRequest(CAPTION_PROMPT, c.sample.image, ctx.seed("caption", i)) for i, (_, c) in enumerate(candidates)
+    ]
     captions = [TextSampling(solve.caption_max_new_tokens, temperature=0.0)] * len(candidates)
     samples = iter(model.solve(requests, [*answers, *captions]))
     for i, (c, q) in enumerate(judged, start=first):
         labels = [canonical_label(next(samples).text, q.text) for _ in SCORING_FRAMINGS]
         c.labels.append(labels)
         c.majorities.append(vote(labels, ctx.seed("judge", i)).majority)
-    for c in candidates:
+    for item, c in candidates:
         c.caption = next(samples).text.strip()
-    for item in items:
-        for c in item.candidates:
-            answered = [(q.text, m, str(q.reference)) for q, m in zip(item.kept, c.majorities, strict=True)]
-            c.contradiction = contradiction(answered)
-            c.fidelity = fidelity([float(same_answer(m, reference, text)) for text, m, reference in answered])
+        answered = [(q.text, m, str(q.reference)) for q, m in zip(item.kept, c.majorities, strict=True)]
+        c.contradiction = contradiction(answered)
+        c.fidelity = fidelity([same_answer(m, reference, text) for text, m, reference in answered])
     if ctx.config.generate.fidelity == "probability":
-        _soften_fidelity(model, judged)
+        _soften_fidelity(model, candidates)
 
 
-def _soften_fidelity(model: Backbone, judged: Sequence[tuple[Candidate, SpecQuestion]]) -> None:
+def _soften_fidelity(model: Backbone, candidates: Sequence[tuple[GenerationItem, Candidate]]) -> None:
     """Replace majority fidelity by the Solver's probability of the reference answer on the candidate, averaged over
     the scoring framings. The reference's own sampled tokens are scored, so nothing is re-tokenised."""
-    transplanted: list[TextSample] = []
-    for c, q in judged:
-        agreeing = [s for s, label in zip(q.samples, q.labels, strict=True) if label == q.reference]
-        for own, label in zip(q.samples, q.labels, strict=True):
-            answer = own if label == q.reference else agreeing[0]
-            transplanted.append(replace(answer, request=replace(own.request, image=c.sample.image)))
+    transplanted = [
+        replace(sample, request=replace(sample.request, image=c.sample.image))
+        for item, c in candidates
+        for q in item.kept
+        for sample in _reference_answers(q)
+    ]
     scores = iter(model.token_logits(transplanted, Role.SOLVER))
-    per_candidate: dict[int, list[float]] = {}
-    for c, q in judged:
-        total = [float(next(scores).logprobs.sum()) for _ in q.samples]
-        probabilities = [1.0 if logprob > 0.0 else math.exp(logprob) for logprob in total]
-        per_candidate.setdefault(id(c), []).append(sum(probabilities) / len(probabilities))
-    for c, _ in judged:
-        c.fidelity = fidelity(per_candidate[id(c)])
+    for item, c in candidates:
+        probabilities = []
+        for q in item.kept:
+            logprobs = [float(next(scores).logprobs.sum()) for _ in q.samples]
+            probabilities.append(sum(math.exp(min(logprob, 0.0)) for logprob in logprobs) / len(logprobs))
+        c.fidelity = fidelity(probabilities)
+
+
+def _reference_answers(question: SpecQuestion) -> list[TextSample]:
+    """The answers on the source image; where one is not the reference, the tokens of one that is."""
+    agreed = [label == question.reference for label in question.labels]
+    reference = question.samples[agreed.index(True)]
+    return [
+        own if same else replace(reference, request=own.request)
+        for own, same in zip(question.samples, agreed, strict=True)
+    ]
 
 
 def compare(model: Backbone, items: Sequence[GenerationItem]) -> None:
     """Set cycle consistency and diversity of every candidate, from the base model's embeddings."""
-    specified = [item for item in items if item.candidates]
+    specified = [(item, item.spec.prompt) for item in items if item.spec is not None]
     if not specified:
         return
-    candidates = [c for item in specified for c in item.candidates]
-    written = [item.spec.prompt for item in specified if item.spec is not None]
+    count = len(specified)
+    candidates = [c for item, _ in specified for c in item.candidates]
     # Fetched as a whole: every score is a number of the host.
-    texts = model.embed([*written, *(c.caption for c in candidates)]).cpu()
-    prompts, captions = texts[: len(written)], texts[len(written) :]
-    images = model.embed([c.sample.image for c in candidates]).cpu()
-    start = 0
-    for row, item in enumerate(specified):
-        stop = start + len(item.candidates)
-        spread = diversity(images[start:stop])
-        for offset, c in enumerate(item.candidates):
-            c.cycle = cycle_score(prompts[row], captions[start + offset], images[start + offset])
-            c.diversity = spread[offset]
-        start = stop
+    texts = model.embed([*(prompt for _, prompt in specified), *(c.caption for c in candidates)]).cpu()
+    by_spec = (count, -1, texts.shape[-1])
+    captions = texts[count:].reshape(by_spec)
+    images = model.embed([c.sample.image for c in candidates]).cpu().reshape(by_spec)
+    for (item, _), prompt, said, drawn in zip(specified, texts[:count], captions, images, strict=True):
+        for c, caption, image, distance in zip(item.candidates, said, drawn, diversity(drawn), strict=True):
+            c.cycle, c.diversity = cycle_score(prompt, caption, image), distance
 
 
-def reward_generator(items: Sequence[GenerationItem], ctx: StepContext, *, regression: bool) -> None:
-    """Set R_g of every candidate and what the Generator learns from it.
-
-    Args:
-        items: of all processes.
-        ctx: of the step.
-        regression: whether the signals are regression weights, else advantages.
-    """
+def reward_generator(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
+    """Set R_g of every candidate of all processes, and its regression weight or advantage in its group."""
     drawn = [item for item in items if item.spec is not None]
     groups = [
-        [
-            generation_reward(
-                item.quality,
-                CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction),
-                ctx.variant.without_score,
-            )
-            for c in item.candidates
-        ]
-        for item in drawn
+        [generation_reward(item.quality, c, ctx.variant.without_score) for c in item.candidates] for item in drawn
     ]
     groups = ctx.variant.rewards(groups, ctx.seed("control", "generator"))
+    signals_of: Callable[[Sequence[float]], list[float]] = leave_one_out
+    if uses_regression(model, ctx.config):
+        signals_of = partial(regression_weights, tau=ctx.config.generate.tau)
     for item, rewards in zip(drawn, groups, strict=True):
-        for c, reward in zip(item.candidates, rewards, strict=True):
-            c.reward = reward
-        usable = [c for c in item.candidates if math.isfinite(c.reward)]
-        finite = [c.reward for c in usable]
-        signals = regression_weights(finite, ctx.config.generate.tau) if regression else leave_one_out(finite)
-        for c, signal in zip(usable, signals, strict=True):
-            c.signal = signal
+        for c, reward, signal in zip(item.candidates, rewards, over_finite(signals_of, rewards), strict=True):
+            c.reward, c.signal = reward, signal if math.isfinite(reward) else None

@@ -8,33 +8,28 @@ Prompts without signal (all rewards equal) are left out altogether, so that they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from asg_core.backbones.devices import tensor_on
-from asg_core.backbones.interface import Backbone, ImageSample, Role
+from asg_core.backbones.interface import Backbone, ImageSample
 from asg_core.method.context import StepContext
 from asg_core.method.generation import uses_regression
 from asg_core.method.learner import Learner, StepResult, UpdateReport
 from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
-from asg_core.method.replay import Replay
-from asg_core.method.updates import batches_of, mean_of, weighted_mean
+from asg_core.method.updates import Lesson, Update, joined
 
 
 @dataclass(eq=False)
-class _Drawing:
-    """What the Generator learns from: a drawing, its weight or advantage, the place of its item among the step's, its
-    share of the prompt's mean penalty, and ``old``, its log-probs of the first inner step, once there are any."""
+class _Drawing(Lesson[ImageSample]):
+    """What the Generator learns from, with the seed of its noise and its share of its prompt's mean penalty."""
 
-    sample: ImageSample
-    signal: float
-    item: int
+    noise_seed: int
     share: float
-    old: Tensor | None = None
 
 
 def update_generator(
@@ -46,100 +41,59 @@ def update_generator(
     candidates of one prompt.
 
     Args:
-        model: scores the candidates.
         items: of all processes; this one learns from those that are its own.
-        learner: the Generator.
         ctx: of the step; ``groups_at_once`` counts candidates here, also fewer than a prompt has.
 
     Raises:
         TrainingStopped: the replayed log-probs of image tokens are not the sampled ones; nothing has moved.
     """
     drawn = [item for item in items if item.candidates]
-    signal = [item for item in drawn if any(c.signal for c in item.candidates)]
-    silent = 1 - len(signal) / len(drawn) if drawn else None
+    teaching = [item for item in drawn if any(c.signal for c in item.candidates)]
+    silent = 1 - len(teaching) / len(drawn) if drawn else None
     dropped = sum(c.signal is None for item in drawn for c in item.candidates)
-    if not signal or learner.optimizer.lr == 0:
-        return UpdateReport(StepResult(), None, dropped, silent)
-    config = ctx.config
-    groups = _targets(model, items, ctx)
-    batches = list(batches_of(groups, ctx.groups_at_once or config.optimizer.groups_per_pass(len(groups))))
-    loss = _DrawingLoss(model, ctx, len(signal))
-    replay = Replay(learner.floor, config.policy.clip)
-
-    def losses(first: bool) -> Iterator[Callable[[], Tensor]]:
-        for batch in batches:
-            yield lambda batch=batch: loss(batch)  # type: ignore[misc]
-        if first:
-            _check_drawings(model, batches, replay)
-
-    result = StepResult()
-    for inner in range(1 if uses_regression(model, config) else config.policy.inner_steps):
-        loss.penalties.clear()
-        result = learner.optimizer.step(losses(inner == 0), lambda: (*weighted_mean(loss.penalties), *replay.sums))
-        if result.nonfinite:
-            break
-    return UpdateReport(result, mean_of(result.sums), dropped, silent, replay.settle(result.sums[2:]))
+    report = UpdateReport(StepResult(), None, dropped, silent)
+    if not teaching or learner.optimizer.lr == 0:
+        return report
+    steps = 1 if uses_regression(model, ctx.config) else ctx.config.policy.inner_steps
+    update = _GeneratorUpdate(model, learner, ctx, len(teaching))
+    return update.take(_lessons(model, items, ctx), steps, report)
 
 
-def _targets(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> list[list[_Drawing]]:
+def _lessons(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> list[list[_Drawing]]:
     """This process's drawings by prompt; each by itself where memory is short."""
     groups = []
     for i, item in enumerate(items):
         if item.mine and any(c.signal for c in item.candidates):
-            taught = ctx.variant.targets(model, item)
-            groups.append([_Drawing(sample, weight, i, 1.0 / len(taught)) for sample, weight in taught])
+            targets, seed = ctx.variant.targets(model, item), ctx.seed("noise", i)
+            groups.append([_Drawing(s, signal, s.token_logprobs, seed, 1 / len(targets)) for s, signal in targets])
     return [[drawing] for group in groups for drawing in group] if ctx.groups_at_once else groups
 
 
-class _DrawingLoss:
-    """The loss of some drawings of an update; ``penalties`` collects the penalties of those computed so far."""
-
-    def __init__(self, model: Backbone, ctx: StepContext, prompts: int) -> None:
-        self.penalties = list[Tensor]()
-        self._model, self._ctx, self._prompts = model, ctx, prompts
-        self._regression = uses_regression(model, ctx.config)
-
-    def __call__(self, drawings: Sequence[_Drawing]) -> Tensor:
-        config, name = self._ctx.config, type(self._model).__name__
-        seeds = [self._ctx.seed("noise", drawing.item) for drawing in drawings]
-        scored = self._model.generation_loss([drawing.sample for drawing in drawings], seeds)
-        self.penalties.append(scored.penalty.detach())
-        if scored.token_logprobs is not None:
-            for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
-                if drawing.old is None and drawing.sample.token_logprobs is not None:
-                    drawing.old = row[: len(drawing.sample.token_logprobs)].detach()
+class _GeneratorUpdate(Update[_Drawing]):
+    def loss(self, lessons: Sequence[_Drawing]) -> Tensor:
+        config = self.ctx.config
+        scored = self.model.generation_loss([x.sample for x in lessons], [x.noise_seed for x in lessons])
+        self.divergences.append(scored.penalty.detach())
         device, dtype = scored.loss.device, scored.loss.dtype
-        signals = tensor_on(device, [drawing.signal for drawing in drawings], dtype)
-        per_prompt = tensor_on(device, [drawing.share for drawing in drawings], dtype)
+        signals = tensor_on(device, [drawing.signal for drawing in lessons], dtype)
+        per_prompt = tensor_on(device, [drawing.share for drawing in lessons], dtype)
         penalty = config.generate.penalty_weight * (scored.penalty * per_prompt).sum()
-        if self._regression:
-            return ((signals * scored.loss).sum() + penalty) / self._prompts
-        if scored.token_logprobs is None:
-            raise TypeError(f"{name}.generation_loss returned no token log-probs")
-        terms = []
-        for row, drawing in zip(scored.token_logprobs, drawings, strict=True):
-            if drawing.old is None:
-                raise TypeError(f"{name}.generate stored no token log-probs")
-            new = row[: len(drawing.old)]
-            terms.append(clipped_policy_terms(new, drawing.old, drawing.signal, config.policy.clip).mean())
-        return ((torch.stack(terms) * per_prompt).sum() + penalty) / self._prompts
+        tokens, rows = [], scored.token_logprobs
+        for drawing, row in zip(lessons, [] if rows is None else rows, strict=rows is not None):
+            if drawing.stored is not None:
+                new = row[: len(drawing.stored)]
+                tokens.append((new, drawing.first(new), drawing.signal))
+        if uses_regression(self.model, config):
+            return ((signals * scored.loss).sum() + penalty) / self.count
+        if len(tokens) < len(lessons):
+            raise TypeError(
+                f"{type(self.model).__name__} stored no token log-probs while drawing, or returned none now"
+            )
+        terms = [clipped_policy_terms(new, old, signal, config.policy.clip).mean() for new, old, signal in tokens]
+        return ((torch.stack(terms) * per_prompt).sum() + penalty) / self.count
 
-
-def _check_drawings(model: Backbone, batches: Sequence[Sequence[_Drawing]], replay: Replay) -> None:
-    drawn = [drawing for batch in batches for drawing in batch if drawing.old is not None]
-    if not drawn:
-        return
-    scored = _scored(drawn)
-    stored = torch.cat([d.sample.token_logprobs for d in drawn if d.sample.token_logprobs is not None])
-
-    def again() -> tuple[Tensor, Tensor]:
-        copies = 1 if len(batches[0]) > 1 else 2
-        scores = model.generation_loss([drawn[0].sample] * copies, [0] * copies).token_logprobs
-        first = _scored(drawn[:1])
+    def again(self, batch: Sequence[_Drawing]) -> tuple[Tensor, Tensor]:
+        copies = 1 if len(batch) > 1 else 2
+        scores = self.model.generation_loss([batch[0].sample] * copies, [0] * copies).token_logprobs
+        first = joined(batch[:1])
         return first, first if scores is None else scores[0, : len(first)]
-
-    replay.check(scored, stored.to(scored), again, Role.GENERATOR, model.dtype)
-
-
-def _scored(drawings: Sequence[_Drawing]) -> Tensor:
-    return torch.cat([drawing.old for drawing in drawings if drawing.old is not None])

@@ -33,18 +33,16 @@ class StepResult:
 
 
 class Optimizer(Protocol):
-    """Takes guarded steps on the adapter of one role."""
+    """Takes guarded steps on the adapter of one role (``training.optimizer``)."""
 
     lr: float
 
     def step(
         self, losses: Iterable[Callable[[], Tensor]], statistics: Callable[[], Sequence[float]] = tuple
     ) -> StepResult:
-        """Minimise the sum of several losses by one step.
+        """Minimise the sum of several losses, each built when its turn comes, by one step.
 
-        Args:
-            losses: functions that build one scalar loss each, called one after the other.
-            statistics: called after the last backward pass; its numbers are summed over all processes.
+        Then call ``statistics``, whose numbers are summed over all processes.
         """
         ...
 
@@ -56,7 +54,7 @@ class Learner:
     Attributes:
         role: whose adapter learns.
         optimizer: moves it.
-        kl: weight of the KL term, steered after every update; the Generator's penalty has a fixed weight instead.
+        kl: weight of the KL term, steered after every update; None for the Generator, whose penalty has a fixed weight.
         floor: what rounding does to the role's log-probs; None takes the least there is.
     """
 

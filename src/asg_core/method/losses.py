@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 
 def clipped_policy_terms(logprobs: Tensor, old: Tensor, advantage: float, clip: float) -> Tensor:
-    """-min(A rho, A clip(rho, 1 - clip, 1 + clip)) per token, rho = exp(logprobs - old).
+    """The (T,) loss terms -min(A rho, A clip(rho, 1 - clip, 1 + clip)), rho = exp(logprobs - old).
 
     Args:
         logprobs: (T,) nats under the current policy, with gradient.
         old: (T,) nats under the policy that sampled the tokens; no gradient flows into it.
         advantage: A of the whole sample.
         clip: half width of the trust region, in (0, 1).
-
-    Returns:
-        (T,) loss terms; averaging is the caller's.
     """
-    import torch
-
     rho = torch.exp(logprobs - old.detach())
     return -torch.minimum(advantage * rho, advantage * rho.clamp(1 - clip, 1 + clip))
 
 
 def k3(logprobs: Tensor, base_logprobs: Tensor) -> Tensor:
-    """Unbiased, non-negative estimate of KL(policy || base) per sampled token: exp(d) - 1 - d, d = base - policy.
+    """Unbiased, non-negative estimate of KL(policy || base), (T,) nats: exp(d) - 1 - d, d = base - policy.
 
     Args:
         logprobs: (T,) nats under the policy that sampled, with gradient.
         base_logprobs: (T,) nats under the adapters-off model; no gradient flows into it.
-
-    Returns:
-        (T,) nats.
     """
-    import torch
-
     difference = base_logprobs.detach() - logprobs
     return torch.expm1(difference) - difference
 

@@ -11,7 +11,7 @@ from asg_core.backbones.interface import ImageSample, TextSample
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.answers import Vote
 from asg_core.method.prompts import Spec
-from asg_core.method.rewards import ProposerReward
+from asg_core.method.rewards import CandidateScores, ProposerReward
 
 
 @dataclass(eq=False)
@@ -85,7 +85,7 @@ class SpecQuestion:
 
 
 @dataclass(eq=False)
-class Candidate:
+class Candidate(CandidateScores):
     """One drawn image and its judgement: ``labels[q]`` answer kept question q, ``majorities[q]`` is their winner.
 
     ``signal`` is the regression weight or the advantage; None where a score was not finite, so that it is left out.
@@ -95,10 +95,6 @@ class Candidate:
     labels: list[list[str]] = field(default_factory=list)
     majorities: list[str] = field(default_factory=list)
     caption: str = ""
-    fidelity: float = 0.0
-    cycle: float = 0.0
-    diversity: float = 0.0
-    contradiction: float = 0.0
     reward: float = 0.0
     signal: float | None = None
 
@@ -107,7 +103,7 @@ class Candidate:
 class GenerationItem:
     """One image of a generation step: its spec, kept questions and candidates; ``spec`` is None when it was skipped.
 
-    ``mine`` is false for an item of another process: its record is complete, pixels and trajectories are not here.
+    ``mine`` as in :class:`UnderstandingItem`; trajectories are not here either.
     """
 
     source: PoolImage

@@ -70,7 +70,7 @@ class Replay:
         clip: half width of the trust region.
 
     Attributes:
-        sums: what :meth:`settle` takes, of this process; zeros before :meth:`check`.
+        sums: what this process adds to those that :meth:`settle` takes.
     """
 
     def __init__(self, floor: NoiseFloor | None, clip: float) -> None:
@@ -90,26 +90,20 @@ class Replay:
         """Compare the tokens of this process.
 
         Args:
-            scored: (T,) nats, T >= 1, under the weights that sampled.
+            scored: (T,) nats, T >= 1, under the weights of ``role`` that sampled, over a base of ``dtype``.
             stored: (T,) nats, as sampled.
             again: log-probs of a few tokens as scored, and as scored in another batch; called to measure the floor.
-            role: whose tokens these are.
-            dtype: of the base.
 
         Raises:
             TrainingStopped: they differ by more than rounding.
         """
         log_ratio = scored - stored
         beyond_clip = torch.expm1(log_ratio).abs() > self._clip
-        found = [k3(stored, scored).sum(), log_ratio.abs().sum(), beyond_clip.sum()]
-        measured = 0
-        if self._floor.nats is None:
-            first, second = again()
-            found.append(k3(first, second).sum())
-            measured = len(first)
-        kl, distance, beyond, *noise = torch.stack(found).tolist()
-        self.sums = (len(scored), kl, distance, beyond, measured, *(noise or [0.0]))
-        floor = NoiseFloor(noise[0] / measured) if noise else self._floor
+        first, second = again() if self._floor.nats is None else (scored[:0], scored[:0])
+        found = k3(stored, scored).sum(), log_ratio.abs().sum(), beyond_clip.sum(), k3(first, second).sum()
+        kl, distance, beyond, noise = torch.stack(found).tolist()
+        self.sums = len(scored), kl, distance, beyond, len(first), noise
+        floor = NoiseFloor(noise / len(first)) if len(first) else self._floor
         limit = floor.limit(dtype, len(scored))
         if kl / len(scored) > limit:
             raise TrainingStopped(
@@ -121,11 +115,7 @@ class Replay:
             )
 
     def settle(self, sums: Sequence[float]) -> Drift | None:
-        """Keep the floor if it was measured; the drift, or None if nothing was compared.
-
-        Args:
-            sums: :attr:`sums`, added up over all processes.
-        """
+        """Keep the floor if it was measured; the drift, or None if nothing was compared. ``sums``: of all processes."""
         tokens, kl, distance, beyond, measured, noise = sums
         if measured and math.isfinite(noise):
             self._floor.nats = noise / measured

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from asg_core.method.answers import NON_ANSWERS, Vote, answer_kind, normalise, opposite
@@ -124,9 +125,7 @@ def fidelity(matches: Sequence[float]) -> float:
         matches: one per kept question, True/False from majorities, or the Solver's probability of the reference in
             [0, 1]. ValueError when empty. NaN gives NaN.
     """
-    if not matches:
-        raise ValueError("fidelity needs at least one kept question")
-    return math.fsum(matches) / len(matches)
+    return fmean(matches)
 
 
 def contradiction(answers: Sequence[tuple[str, str, str]]) -> float:
@@ -139,14 +138,14 @@ def contradiction(answers: Sequence[tuple[str, str, str]]) -> float:
     return sum(opposite(majority, ref, question) for question, majority, ref in polar) / len(polar) if polar else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class CandidateScores:
     """The four scores of one candidate, each in [0, 1]: S_fid, S_cyc, S_div and S_ctr."""
 
-    fidelity: float
-    cycle: float
-    diversity: float
-    contradiction: float
+    fidelity: float = 0.0
+    cycle: float = 0.0
+    diversity: float = 0.0
+    contradiction: float = 0.0
 
 
 _PERCENT = {"fidelity": 65, "cycle": 20, "diversity": 10}

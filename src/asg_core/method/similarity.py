@@ -6,10 +6,7 @@ NaN or zero vectors give NaN, which the caller drops.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from asg_core.backbones.interface import TextSample
 from asg_core.method.answers import answer_span
-
-if TYPE_CHECKING:
-    from asg_core.backbones.interface import TextSample
 
 
 def solver_token_entropy(sample: TextSample, tokens: int, reduce: Literal["max", "mean", "off"]) -> float | None:
@@ -44,13 +42,13 @@ class RollingPercentile:
 
     def __init__(self, window: int = 128, warmup: int = 8) -> None:
         self._values: deque[float] = deque(maxlen=window)
-        self._warmup = warmup
+        self._window, self._warmup = window, warmup
 
     def difficulty(self, raw: float) -> float:
         """Mid-rank percentile of ``raw`` (finite, nats) in the window, in [0, 1]; ask before inserting it."""
         _require_finite(raw)
         if len(self._values) < self._warmup:
-            return 1 / (1 + math.exp(-min(max(1.5 * (raw - 2.0), -700.0), 700.0)))
+            return 1 / (1 + math.exp(-1.5 * (raw - 2.0)))
         below = sum(value < raw for value in self._values)
         equal = sum(value == raw for value in self._values)
         return (below + 0.5 * equal) / len(self._values)
@@ -67,14 +65,13 @@ class RollingPercentile:
     def restore(self, values: Iterable[float]) -> None:
         """Replace the window by what :meth:`state` returned. ValueError if a value is not finite or they do not fit."""
         restored = list(values)
-        if self._values.maxlen is not None and len(restored) > self._values.maxlen:
-            raise ValueError(f"{len(restored)} values do not fit a window of {self._values.maxlen}")
-        for value in restored:
-            _require_finite(value)
-        self._values.clear()
-        self._values.extend(restored)
+        _require_finite(*restored)
+        if len(restored) > self._window:
+            raise ValueError(f"{len(restored)} values do not fit a window of {self._window}")
+        self._values = deque(restored, self._window)
 
 
-def _require_finite(raw: float) -> None:
-    if not math.isfinite(raw):
-        raise ValueError(f"a raw STE must be finite, got {raw}")
+def _require_finite(*raws: float) -> None:
+    for raw in raws:
+        if not math.isfinite(raw):
+            raise ValueError(f"a raw STE must be finite, got {raw}")

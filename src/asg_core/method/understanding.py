@@ -40,9 +40,7 @@ def understanding_step(
     """Sample, vote and score one batch of images; fill every reward and advantage.
 
     Args:
-        model: asks and solves.
         images: this process's share of the step's images, perhaps none.
-        ctx: of the step.
         window: recent raw STE values; percentiles are taken before this step's values are inserted, so that the order
             of the batch does not matter.
         baseline: the Solver's EMA baseline; moved only when ``policy.solver_advantage == "ema"``.
@@ -83,9 +81,6 @@ def ask_questions(
     """Sample ``settings.questions_per_image`` questions about each image, as one batch.
 
     Args:
-        model: asks.
-        images: what to ask about.
-        settings: how many, and how to sample them.
         seed: called with ("ask", image, question).
         first: number of ``images[0]`` for the seeds.
         role: whose adapter is on; None for the base model.
@@ -134,8 +129,6 @@ def solve_questions(
     """Answer each question under every framing, sampled, and once greedily, as one batch; count the votes.
 
     Args:
-        model: answers.
-        questions: images and questions about them.
         config: how to sample (``solve``) and how to reduce token entropies (``ste``; "off": no greedy answer).
         seed: called with ("solve", question, framing), ("ste", question) and ("vote", question).
         first: number of ``questions[0]`` for the seeds.
@@ -168,12 +161,11 @@ def solve_questions(
 
 def rank_difficulty(items: Sequence[UnderstandingItem], window: RollingPercentile) -> None:
     """Set d_ste of every question with a raw STE, then remember the raw values."""
-    measured = [q for item in items for q in item.questions if q.ste is not None]
-    for q in measured:
-        q.ste_percentile = None if q.ste is None else window.difficulty(q.ste)
-    for q in measured:
-        if q.ste is not None:
-            window.insert(q.ste)
+    measured = [(q, q.ste) for item in items for q in item.questions if q.ste is not None]
+    for q, raw in measured:
+        q.ste_percentile = window.difficulty(raw)
+    for _, raw in measured:
+        window.insert(raw)
 
 
 def reward_proposer(items: Sequence[UnderstandingItem], ctx: StepContext) -> None:
@@ -192,20 +184,14 @@ def reward_proposer(items: Sequence[UnderstandingItem], ctx: StepContext) -> Non
 
 def reward_solver(items: Sequence[UnderstandingItem], ctx: StepContext, baseline: EmaBaseline) -> None:
     """Set R_s and the advantage of every answer to a question that passes the agreement gate."""
-    asked = [q for item in items for q in item.questions]
-    learning = [q for q in asked if q.vote is not None and solver_learns(q.vote, ctx.config.solve.min_agreement)]
-    groups = [solver_rewards(q.vote) for q in learning if q.vote is not None]
-    groups = ctx.variant.rewards(groups, ctx.seed("control", "solver"))
-    match ctx.config.policy.solver_advantage:
-        case "leave_one_out":
-            advantages = [over_finite(leave_one_out, rewards) for rewards in groups]
-        case "z_score":
-            advantages = [over_finite(z_score, rewards) for rewards in groups]
-        case "ema":
-            advantages = [over_finite(baseline.advantages, rewards) for rewards in groups]
-            if groups:
-                baseline.update([reward for rewards in groups for reward in rewards if math.isfinite(reward)])
-    for q, rewards, group in zip(learning, groups, advantages, strict=True):
+    voted = [(q, q.vote) for item in items for q in item.questions if q.vote is not None]
+    learning = [(q, found) for q, found in voted if solver_learns(found, ctx.config.solve.min_agreement)]
+    groups = ctx.variant.rewards([solver_rewards(found) for _, found in learning], ctx.seed("control", "solver"))
+    chosen = ctx.config.policy.solver_advantage
+    advantages = {"leave_one_out": leave_one_out, "z_score": z_score, "ema": baseline.advantages}[chosen]
+    for (q, _), rewards in zip(learning, groups, strict=True):
         q.learned = True
-        for answer, reward, advantage in zip(q.answers, rewards, group, strict=True):
+        for answer, reward, advantage in zip(q.answers, rewards, over_finite(advantages, rewards), strict=True):
             answer.reward, answer.advantage = reward, advantage
+    if chosen == "ema":
+        baseline.update([reward for rewards in groups for reward in rewards if math.isfinite(reward)])

@@ -16,6 +16,7 @@ from PIL import Image
 from asg_core.backbones.interface import ImageRequest, ImageSample, TextRequest, TextSample
 from asg_core.data.image_pool import PoolImage
 from asg_core.method.answers import Vote
+from asg_core.method.context import Gather
 from asg_core.method.prompts import Spec
 from asg_core.method.records import (
     Answer,
@@ -35,8 +36,8 @@ ELSEWHERE = Image.new("RGB", (1, 1))
 Item = TypeVar("Item")
 
 
-class ProcessGather:
-    """Joins the shares of all processes of a run (``method.context.Gather``).
+class ProcessGather(Gather):
+    """Joins the shares of all processes of a run.
 
     Args:
         processes: of the run.

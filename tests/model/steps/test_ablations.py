@@ -17,7 +17,7 @@ from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, 
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
-from asg_core.method.ablations import perturb_rewards, self_drawn_images
+from asg_core.method.ablations import Variant
 from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
@@ -25,10 +25,10 @@ from asg_core.method.generator_updates import update_generator
 from asg_core.method.learner import Learner
 from asg_core.method.losses import AdaptiveKl, clipped_policy_terms
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
-from asg_core.method.rewards import CandidateScores, generation_reward
+from asg_core.method.rewards import generation_reward
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
 from asg_core.training.optimizer import RoleOptimizer
 
@@ -43,14 +43,14 @@ def pixels(source: PoolImage) -> bytes:
 
 def test_noise_keeps_group_sizes_and_shuffling_keeps_the_values() -> None:
     rewards = [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]]
-    shuffled = perturb_rewards(rewards, "shuffled_votes", 1)
+    shuffled = Variant("shuffled_votes").rewards(rewards, 1)
     assert [len(group) for group in shuffled] == [2, 1, 3]
     assert sorted(value for group in shuffled for value in group) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert shuffled != rewards
-    noise = perturb_rewards(rewards, "random_rewards", 1)
+    noise = Variant("random_rewards").rewards(rewards, 1)
     assert [len(group) for group in noise] == [2, 1, 3]
     assert all(0 <= value < 1 for group in noise for value in group)
-    assert perturb_rewards(rewards, "no_cycle", 1) == rewards
+    assert Variant("no_cycle").rewards(rewards, 1) == rewards
 
 
 def test_one_framing_asks_all_answers_under_the_canonical_one(
@@ -74,14 +74,14 @@ def test_the_base_ratio_divides_by_the_base_and_leaves_the_rest(
         learner, ctx = Learner(Role.SOLVER, optimizer, AdaptiveKl(0.0)), StepContext(with_ablation(config, ablation), 1)
         return update_text_role(tiny, groups, learner, ctx).step.loss
 
-    def sampled() -> Groups:
+    def sampled() -> list[Group]:
         ctx = StepContext(config, 1)
         return solver_groups(understanding_step(tiny, images, ctx, RollingPercentile(), EmaBaseline()))
 
     groups = sampled()
     solver_step("none", 8e-3)
     groups = sampled()
-    answers = [(sample, advantage) for group in groups.own if any(a for _, a in group) for sample, advantage in group]
+    answers = [pair for group in groups if any(a for _, a in group.samples) for pair in group.samples]
     with torch.no_grad():
         scores = tiny.token_logits([sample for sample, _ in answers], Role.SOLVER, base=True)
     terms = [
@@ -108,7 +108,7 @@ def test_own_drawings_replace_every_picture_by_what_its_spec_makes_the_generator
         return draw(requests, sampling)
 
     def drawn_in_step(number: int, shown: list[PoolImage], first: int = 0) -> list[PoolImage]:
-        return self_drawn_images(tiny, shown, config, StepContext(config, number).seed, first)
+        return Variant("own_drawings").images(tiny, shown, config, StepContext(config, number).seed, first)
 
     monkeypatch.setattr(tiny, "generate", spy)
     drawn = drawn_in_step(3, images)
@@ -174,8 +174,7 @@ def test_a_generation_step_leaves_the_named_term_out(
     judged = [(item, c) for item in items for c in item.candidates]
     assert judged
     for item, c in judged:
-        scores = CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction)
-        assert c.reward == generation_reward(item.quality, scores, left_out)
+        assert c.reward == generation_reward(item.quality, c, left_out)
 
 
 @pytest.mark.parametrize("mode", ["understanding", "generation"])
@@ -195,5 +194,5 @@ def test_a_run_on_own_drawings_looks_at_nothing_else(
     sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]
     assert taken
     fresh = load_backbone("tiny", device="cpu", dtype="float32")
-    drawn = self_drawn_images(fresh, sources, config, StepContext(config, 1).seed, 0)
+    drawn = Variant("own_drawings").images(fresh, sources, config, StepContext(config, 1).seed, 0)
     assert [pixels(s) for s in taken] == [pixels(s) for s in drawn]

@@ -17,7 +17,7 @@ from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.prompts import SCORING_FRAMINGS
 from asg_core.method.records import GenerationItem
-from asg_core.method.rewards import CandidateScores, generation_reward
+from asg_core.method.rewards import generation_reward
 from asg_core.method.similarity import cycle_score, diversity
 
 
@@ -43,8 +43,7 @@ def test_rewards_follow_from_the_recorded_scores(items: list[GenerationItem], ti
             assert c.fidelity == pytest.approx(sum(matches) / len(matches))
             assert c.cycle == pytest.approx(cycle_score(texts[0], texts[1 + j], embeddings[j]), abs=1e-5)
             assert c.diversity == pytest.approx(diversity(embeddings)[j], abs=1e-5)
-            scores = CandidateScores(c.fidelity, c.cycle, c.diversity, c.contradiction)
-            assert c.reward == pytest.approx(generation_reward(item.quality, scores))
+            assert c.reward == pytest.approx(generation_reward(item.quality, c))
         assert [c.signal for c in item.candidates] == leave_one_out([c.reward for c in item.candidates])
 
 

@@ -21,7 +21,7 @@ from asg_core.method.context import StepContext
 from asg_core.method.learner import Learner, UpdateReport
 from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import MOST_NOISE, NoiseFloor
-from asg_core.method.updates import Groups, update_text_role
+from asg_core.method.updates import Group, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.training.optimizer import RoleOptimizer
 
@@ -50,12 +50,12 @@ class Confident:
 
     def update(self, scored_as: Role | None = Role.SOLVER, floor: NoiseFloor | None = None) -> UpdateReport:
         """The Solver's update on the samples, too small to matter."""
-        groups = [[(s, (-1.0) ** i) for i, s in enumerate(self.samples[n : n + 4])] for n in (0, 4)]
+        groups = [Group([(s, (-1.0) ** i) for i, s in enumerate(self.samples[n : n + 4])]) for n in (0, 4)]
         weights = self.backbone.trainable(Role.SOLVER)
         optimizer = RoleOptimizer(weights, 1e-12, 0.0, 1.0, Accelerator(cpu=True))
         model = ScoresAs(self.backbone, scored_as)
         learner = Learner(Role.SOLVER, optimizer, AdaptiveKl(0.01), floor or NoiseFloor())
-        return update_text_role(model, Groups(groups, groups), learner, StepContext(RunConfig(), 1))
+        return update_text_role(model, groups, learner, StepContext(RunConfig(), 1))
 
     def kl_to(self, other: Role | None) -> float:
         """Exact KL(Solver || other) in nats, mean over the sampled tokens."""

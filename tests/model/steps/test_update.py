@@ -23,7 +23,7 @@ from asg_core.method.prompts import CANONICAL_FRAMING, frame
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Groups, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
 
 Lists = list[list[tuple[TextSample, float]]]
@@ -52,7 +52,7 @@ def update(
 ) -> UpdateReport:
     optimizer = RoleOptimizer(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
     learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor)
-    return update_text_role(backbone, Groups(groups, groups), learner, StepContext(config, 1))
+    return update_text_role(backbone, [Group(group) for group in groups], learner, StepContext(config, 1))
 
 
 def rounded(groups: Lists) -> Lists:
@@ -73,7 +73,8 @@ def groups(
 ) -> dict[Role, Lists]:
     ctx = StepContext(config, 1)
     items = recorded("understanding", lambda: understanding_step(tiny, images, ctx, RollingPercentile(), EmaBaseline()))
-    found = {Role.PROPOSER: proposer_groups(items).own, Role.SOLVER: solver_groups(items).own}
+    made = {Role.PROPOSER: proposer_groups(items), Role.SOLVER: solver_groups(items)}
+    found = {role: [list(group.samples) for group in made[role]] for role in made}
     assert all(any(a for _, a in group) for role in found for group in found[role][:1])
     return found
 

@@ -112,7 +112,7 @@ def test_each_score_has_its_weight() -> None:
 
 
 def test_a_contradicted_candidate_earns_no_less_than_nothing() -> None:
-    assert generation_reward(1.0, CandidateScores(0.0, 0.1, 0.0, 1.0)) == 0.0
+    assert generation_reward(1.0, CandidateScores(cycle=0.1, contradiction=1.0)) == 0.0
 
 
 @pytest.mark.parametrize("name", ["fidelity", "cycle", "diversity", "contradiction"])
@@ -123,7 +123,8 @@ def test_a_score_that_is_not_a_number_is_not_hidden(name: str) -> None:
 @fuzz(100)
 @given(UNIT, UNIT, UNIT, UNIT, UNIT)
 def test_a_generation_reward_stays_within_the_quality(q: float, f: float, c: float, d: float, x: float) -> None:
-    assert 0.0 <= generation_reward(q, CandidateScores(f, c, d, x)) <= q
+    scores = CandidateScores(fidelity=f, cycle=c, diversity=d, contradiction=x)
+    assert 0.0 <= generation_reward(q, scores) <= q
 
 
 @pytest.mark.parametrize(
