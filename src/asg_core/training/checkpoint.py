@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.errors import CheckpointError, WeightsError
+from asg_core.errors import CheckpointError
 from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
@@ -29,19 +27,6 @@ from asg_core.training.state import TrainState
 
 KEEP = 2
 """Good checkpoints kept in a run folder."""
-
-_MISFITS = (
-    OSError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    WeightsError,
-)
-"""What reading a well-hashed checkpoint that is not of this run can end in."""
 
 
 class CheckpointManager:
@@ -105,7 +90,7 @@ class CheckpointManager:
         try:
             for left in self.folder.glob(".tmp-step-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            _write(temporary, state, {"random_of_others": list(others)})
+            _write(temporary, state, others)
             if final.is_symlink() or final.is_file():
                 final.unlink()
             elif final.exists():  # damaged
@@ -182,7 +167,7 @@ class CheckpointManager:
                 good += 1
 
 
-def _write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> None:
+def _write(folder: Path, state: TrainState, others: Sequence[Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True)
     for role, optimizer in state.optimizers.items():
         state.backbone.save_role(role, folder / "adapters" / role.value)
@@ -190,7 +175,8 @@ def _write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> None:
         save_file(tensors, folder / f"optimizer-{role.value}.safetensors")
     generators, scalars = random_state()
     save_file(generators, folder / "random.safetensors")
-    document = {"schema": SCHEMA, "step": state.step, "random": scalars, **state.state_dict(), **extra}
+    streams = {"random": scalars, "random_of_others": list(others)}
+    document = {"schema": SCHEMA, "step": state.step, **streams, **state.state_dict()}
     (folder / "state.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
@@ -205,18 +191,7 @@ def load(checkpoint: Path, backbone: Backbone, optimizers: Mapping[Role, RoleOpt
     with fitting(str(checkpoint)):
         for role, optimizer in optimizers.items():
             backbone.load_role(role, checkpoint / "adapters" / role.value)
-            moments = load_file(checkpoint / f"optimizer-{role.value}.safetensors")
-            _check_moments(moments, optimizer)
-            optimizer.restore(moments)
-
-
-def _check_moments(moments: Mapping[str, Tensor], optimizer: RoleOptimizer) -> None:
-    for full, value in moments.items():
-        name, _, key = full.rpartition(".")
-        weight = optimizer.parameters[name].shape
-        expected = {"step": torch.Size(()), "exp_avg": weight, "exp_avg_sq": weight}[key]
-        if value.shape != expected or value.dtype != torch.float32:
-            raise ValueError(f"{full} is {value.dtype} {tuple(value.shape)}, not float32 {tuple(expected)}")
+            optimizer.restore(load_file(checkpoint / f"optimizer-{role.value}.safetensors"))
 
 
 def load_random(checkpoint: Path, document: Mapping[str, Any]) -> None:
@@ -230,9 +205,11 @@ def fitting(source: str) -> Iterator[None]:
     """Inside, data of a well-hashed checkpoint is taken in; what does not fit this run becomes one CheckpointError."""
     try:
         yield
-    except _MISFITS as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         raise CheckpointError(
             f"{source} does not fit this run",
-            f"{type(error).__name__}: {short(error)}",
+            f"{type(error).__name__}: {short(' '.join(str(error).split()))}",
             "resume a run with the backbone, the plugin version and the lora settings that it was started with",
         ) from error
