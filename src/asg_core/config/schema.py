@@ -125,6 +125,10 @@ class Optimizer(Section):
         "a step that runs out of memory is taken again with half as many images at a time",
     )
 
+    def learning_rate(self, role: str) -> float:
+        """Of the adapter of ``role``, e.g. "solver"."""
+        return {"proposer": self.lr_proposer, "solver": self.lr_solver, "generator": self.lr_generator}[role]
+
     def groups_per_pass(self, groups: int) -> int:
         """How many of ``groups`` groups one backward pass takes as long as memory lasts."""
         return groups if self.micro_batch in (0, "auto") else min(int(self.micro_batch), groups)

@@ -185,11 +185,6 @@ def _hot_loop(wasted: Counter[str]) -> Iterator[None]:
 
 
 def _optimizer(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimizer:
-    settings = config.optimizer
-    lr = {"proposer": settings.lr_proposer, "solver": settings.lr_solver, "generator": settings.lr_generator}[
-        role.value
-    ]
-    parameters = backbone.trainable(role)
-    return RoleOptimizer(
-        parameters, lr, settings.weight_decay, settings.max_grad_norm, Accelerator(cpu=backbone.device.type == "cpu")
-    )
+    settings, accelerator = config.optimizer, Accelerator(cpu=backbone.device.type == "cpu")
+    lr, parameters = settings.learning_rate(role), backbone.trainable(role)
+    return RoleOptimizer(parameters, lr, settings.weight_decay, settings.max_grad_norm, accelerator)
