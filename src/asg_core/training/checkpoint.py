@@ -22,7 +22,7 @@ from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import as_json, from_json, random_state, set_random_state
+from asg_core.training.rng import random_state, set_random_state
 from asg_core.training.state import TrainState
 
 KEEP = 2
@@ -53,8 +53,8 @@ class CheckpointManager:
         if state.rolled_back_for and not state.monitor.all_clear(state.rolled_back_for):
             self._say(f"step {state.step} is not saved: too soon after a rollback")
             return None
-        streams = self._processes.gather(as_json(random_state()))
-        problem = self.save_alone(state, streams[1:])
+        _, *others = self._processes.gather(random_state())
+        problem = self.save_alone(state, others)
         if not self._processes.gather(problem is not None)[0]:
             state.rolled_back_for = ()
         return problem
@@ -62,9 +62,7 @@ class CheckpointManager:
     def save_alone(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> CheckpointError | None:
         """Write as :meth:`save`, without the other processes, which may be gone; not the first one: do nothing.
 
-        Args:
-            state: of the run.
-            others: global random generators of the other processes, by rank; those left out start from the seed again.
+        ``others`` are the global random generators of the other processes, by rank; those left out start from the seed.
         """
         if not self._processes.is_main:
             return None
@@ -119,20 +117,15 @@ class CheckpointManager:
         if not steps(self.folder):
             self._say(f"{self.folder.parent} has no checkpoint yet; starting again from step 1")
             return
-        rank = self._processes.rank
         found, document, errors = newest_good(self.folder)
         for error in errors:
             self._say(f"{error.what}: {error.why}; using {found.name}")
         load(found, state.backbone, state.optimizers)
         with fitting(str(found)):
             state.load_state_dict(document)
-        if rank == 0:
-            load_random(found, document)
-        else:
-            with fitting(str(found)):
-                others = document.get("random_of_others", [])
-                if rank <= len(others):
-                    set_random_state(from_json(others[rank - 1]))
+            streams = document["random"]
+            if self._processes.rank < len(streams):
+                set_random_state(streams[self._processes.rank])
         self._say(f"resuming after step {state.step} from {found}")
 
     def roll_back(self, state: TrainState, alarms: Sequence[str]) -> int | None:
@@ -173,10 +166,7 @@ def _write(folder: Path, state: TrainState, others: Sequence[Mapping[str, Any]])
         state.backbone.save_role(role, folder / "adapters" / role.value)
         tensors = {name: value.contiguous() for name, value in optimizer.state().items()}
         save_file(tensors, folder / f"optimizer-{role.value}.safetensors")
-    generators, scalars = random_state()
-    save_file(generators, folder / "random.safetensors")
-    streams = {"random": scalars, "random_of_others": list(others)}
-    document = {"schema": SCHEMA, "step": state.step, **streams, **state.state_dict()}
+    document = {"schema": SCHEMA, "step": state.step, "random": [random_state(), *others], **state.state_dict()}
     (folder / "state.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
@@ -192,12 +182,6 @@ def load(checkpoint: Path, backbone: Backbone, optimizers: Mapping[Role, RoleOpt
         for role, optimizer in optimizers.items():
             backbone.load_role(role, checkpoint / "adapters" / role.value)
             optimizer.restore(load_file(checkpoint / f"optimizer-{role.value}.safetensors"))
-
-
-def load_random(checkpoint: Path, document: Mapping[str, Any]) -> None:
-    """Set the global random generators as they were saved. Raises CheckpointError if they do not fit."""
-    with fitting(str(checkpoint)):
-        set_random_state((load_file(checkpoint / "random.safetensors"), document["random"]))
 
 
 @contextmanager

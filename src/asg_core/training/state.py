@@ -29,7 +29,7 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import RandomState, random_state, set_random_state
+from asg_core.training.rng import random_state, set_random_state
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 
@@ -50,7 +50,7 @@ class Snapshot:
     """The state before a step: plain part, random generators, and weights and moments of the roles it updates."""
 
     plain: dict[str, Any]
-    random: RandomState
+    random: dict[str, Any]
     weights: dict[Role, list[Tensor]]
     moments: dict[Role, dict[str, Tensor]]
 
