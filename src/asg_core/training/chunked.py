@@ -40,10 +40,6 @@ class Chunked(BackboneProxy):
     What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each chunk gets
     copies, and what was kept of them goes with the chunk. ``generation_loss`` is not divided: the update of the
     Generator accumulates gradients itself.
-
-    Args:
-        backbone: does the work.
-        at_once: >= 1.
     """
 
     def __init__(self, backbone: Backbone, at_once: int) -> None:

@@ -40,13 +40,7 @@ class RunSetup:
 
 
 def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, *, resumed: bool) -> RunSetup:
-    """Check the plan, join the processes, read the images, load the backbone, open the run folder.
-
-    Args:
-        config: settings; with ``resumed`` its ``out`` is the run to go on with.
-        given: an already loaded backbone; None loads ``config.backbone``.
-        display: shows messages.
-        resumed: whether the run folder is there already.
+    """Check the plan, join the processes, read the images, load the backbone (if none is given), open the run folder.
 
     Raises:
         AsgError: whichever part is not good.

@@ -107,8 +107,7 @@ class Trainer:
         Args:
             run: the run folder.
             steps: new total number of steps, or None for the configured one.
-            backbone: as for a new run.
-            display: as for a new run.
+            backbone, display: as for a new run.
 
         Raises:
             RunFolderError: ``run`` holds no run.
