@@ -105,14 +105,13 @@ class Costs:
 
 
 @contextmanager
-def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -> Iterator[Costs]:
+def counted(backbone: Backbone) -> Iterator[Costs]:
     """Count what ``backbone`` does inside the block. Networks are modules that it or an attribute holds.
 
     On a GPU the device is waited for where a phase ends, so that times are those of the work and not of its launch.
 
     Args:
         backbone: its own methods are wrapped until the block ends.
-        clock: seconds; ``time.process_time`` leaves out what other programs take.
 
     Raises:
         ConfigError: the backbone decodes by compiled passes, in which modules are not called and cannot be counted.
@@ -123,7 +122,7 @@ def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) 
             "modules are counted when they are called, and a compiled pass calls none",
             "set backbone_options.compile_decode=false",
         )
-    counter = _Counter(backbone, clock)
+    counter = _Counter(backbone)
     with ExitStack() as undo:
         undo.enter_context(register_optimizer_step_post_hook(counter.stepped))
         for name, module, size in _networks(backbone):
@@ -152,10 +151,10 @@ def profiled(backbone: Backbone, file: Path, show: Callable[[str], None]) -> Ite
 
 
 class _Counter:
-    def __init__(self, backbone: Backbone, clock: Callable[[], float]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.costs = Costs()
-        self._device, self._clock = backbone.device, clock
-        self._since = clock()
+        self._device = backbone.device
+        self._since = time.perf_counter()
         self._role = Role.GENERATOR
         self._inside = False
 
@@ -163,7 +162,7 @@ class _Counter:
         """Book the time since the last change to the phase that ends now."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = self._clock()
+        now = time.perf_counter()
         self._cost.milliseconds += 1000 * (now - self._since)
         self._since, self.costs.phase = now, phase
         return self._cost
