@@ -54,7 +54,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         except OSError as error:
             raise _damaged(checkpoint, f"{name}: {error.strerror}") from error
         if not fits:
-            raise _damaged(checkpoint, f"{name} does not have the recorded sha256")
+            raise _damaged(checkpoint, f"{name} does not have the sha256 that manifest.json records")
     if unknown := found - hashes.keys() - {"manifest.json"}:
         raise _damaged(checkpoint, f"{short(min(unknown))} is not in its manifest")
     state = _read_object(checkpoint, "state.json", found)

@@ -133,7 +133,7 @@ def test_links_and_pipes_count_as_damage(kind: str, two: Path, tmp_path: Path) -
         "[" * 200_000,
         '{"a":' * 50_000,
         "NaN",
-        '{"schema": 1}',
+        '{"schema": 2}',
         "9" * 5000,
         "\ufeff{}",
     ],

@@ -186,7 +186,7 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(start: Call
     newest.write_bytes(data)
     found, _, errors = newest_good(out / "checkpoints")
     assert found.name == "step-000002"
-    assert "optimizer-solver.safetensors does not have the recorded sha256" in errors[0].why
+    assert "optimizer-solver.safetensors does not have the sha256 that manifest.json records" in errors[0].why
     Trainer.resume(out, steps=5).run()
     assert metrics(out) == metrics(straight)
 
