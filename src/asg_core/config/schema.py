@@ -125,9 +125,9 @@ class Optimizer(Section):
         "a step that runs out of memory is taken again with half as many images at a time",
     )
 
-    def learning_rate(self, role: str) -> float:
-        """Of the adapter of ``role``, e.g. "solver"."""
-        return {"proposer": self.lr_proposer, "solver": self.lr_solver, "generator": self.lr_generator}[role]
+    def rate(self, role: str) -> float:
+        """Learning rate of the proposer, the solver or the generator; with 0 it neither learns nor has moments."""
+        return float(getattr(self, f"lr_{role}"))
 
     def groups_per_pass(self, groups: int) -> int:
         """How many of ``groups`` groups one backward pass takes as long as memory lasts."""

@@ -56,4 +56,9 @@ def logits_bytes(shape: ModelShape, tokens: int) -> int:
 
 def rates(config: RunConfig) -> dict[Role, float]:
     """Learning rate of each role; a role with rate 0 neither learns nor has moments."""
-    return {role: config.optimizer.learning_rate(role) for role in Role}
+    settings = config.optimizer
+    return {
+        Role.PROPOSER: settings.lr_proposer,
+        Role.SOLVER: settings.lr_solver,
+        Role.GENERATOR: settings.lr_generator,
+    }

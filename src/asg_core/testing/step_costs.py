@@ -185,6 +185,6 @@ def _hot_loop(wasted: Counter[str]) -> Iterator[None]:
 
 
 def _optimizer(backbone: Backbone, role: Role, config: RunConfig) -> RoleOptimizer:
-    settings, accelerator = config.optimizer, Accelerator(cpu=backbone.device.type == "cpu")
-    lr, parameters = settings.learning_rate(role), backbone.trainable(role)
-    return RoleOptimizer(parameters, lr, settings.weight_decay, settings.max_grad_norm, accelerator)
+    settings = config.optimizer
+    parameters, accelerator = backbone.trainable(role), Accelerator(cpu=backbone.device.type == "cpu")
+    return RoleOptimizer(parameters, settings.rate(role), settings.weight_decay, settings.max_grad_norm, accelerator)

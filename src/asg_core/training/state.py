@@ -72,16 +72,10 @@ class TrainState:
     """
 
     def __init__(self, config: RunConfig, backbone: Backbone, pool: ImagePool, accelerator: Accelerator) -> None:
-        self.backbone, self.pool = backbone, pool
-        settings = config.optimizer
+        settings, self.backbone, self.pool = config.optimizer, backbone, pool
+        weight_decay, max_norm = settings.weight_decay, settings.max_grad_norm
         self.optimizers = {
-            role: RoleOptimizer(
-                backbone.trainable(role),
-                settings.learning_rate(role),
-                settings.weight_decay,
-                settings.max_grad_norm,
-                accelerator,
-            )
+            role: RoleOptimizer(backbone.trainable(role), settings.rate(role), weight_decay, max_norm, accelerator)
             for role in Role
         }
         self._kl = {role: AdaptiveKl(config.policy.beta_start, config.policy.kl_target) for role in TEXT_ROLES}
