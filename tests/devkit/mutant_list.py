@@ -186,7 +186,7 @@ m("(found := self._shadowed.get(name)) != state", "(found := self._shadowed.get(
 m = _of("training/optimizer.py", "unit/training/test_optimizer.py")
 m("if not math.isfinite(norm) or not self._state_is_finite():", "if not self._state_is_finite():",
   "a gradient that is NaN destroys the adapter")  # fmt: skip
-m("(with_grad, self.max_grad_norm, there)", "(with_grad, math.inf, there)", "gradients are not clipped")
+m("(self.parameters.values(), self.max_grad_norm)", "(self.parameters.values(), math.inf)", "gradients are not clipped")
 m("if norm == 0.0:", "if norm < 0.0:", "weight decay moves a role that learns nothing")
 m('device = "cpu" if key == "step" else', 'value, device = torch.zeros_like(value), "cpu" if key == "step" else',
   "a resumed run starts with empty moments")  # fmt: skip
@@ -200,7 +200,9 @@ m("np.random.set_state((name,", "(lambda *_: None)((name,", "a plugin's draws di
 
 m = _of("training/checkpoint.py", "model/training/test_checkpoint.py")
 m("if good >= KEEP:", "if good >= 1:", "only one good checkpoint is kept")
-m("optimizer.restore(moments)", "moments.clear()", "a resumed run starts with empty moments")
+m("optimizer.restore(load_file(", "dict(load_file(", "a resumed run starts with empty moments")
+
+m = _of("training/optimizer.py", "model/training/test_checkpoint.py")
 m("if value.shape != expected or", "if", "moments of another model are restored")
 
 m = _of("training/checkpoint_files.py", "model/training/test_checkpoint.py")

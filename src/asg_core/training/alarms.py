@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -24,36 +25,32 @@ class CollapseMonitor:
     def observe(self, metrics: Mapping[str, Any]) -> list[str]:
         """Take in one step's metrics; the names of the alarms that ring now, sorted."""
         limits = self.limits
-        rings = []
+        above = {f"no-signal-{metrics['kind']}": (metrics["zero_variance_share"], limits.max_zero_variance)}
+        below = {}
         if metrics["kind"] == "understanding":
             failed = metrics["gate_failures"] / metrics["questions"] if metrics["questions"] else None
-            rings = [
-                self._above("no-questions", failed, limits.max_zero_variance),
-                self._below("repeated-questions", _variety(metrics), limits.min_distinct_questions),
-                self._above("no-answers", metrics["non_answer_share"], limits.max_constant_answers),
-                self._above("constant-answers", metrics["constant_answer_share"], limits.max_constant_answers),
-                self._above("kl-drift", _largest(metrics["kl_proposer"], metrics["kl_solver"]), limits.max_kl),
-                self._below("entropy-floor", metrics["ste_raw"], limits.min_entropy),
-            ]
-        silent = self._above(f"no-signal-{metrics['kind']}", metrics["zero_variance_share"], limits.max_zero_variance)
-        names = sorted(name for name in [*rings, silent] if name is not None)
+            above |= {
+                "no-questions": (failed, limits.max_zero_variance),
+                "no-answers": (metrics["non_answer_share"], limits.max_constant_answers),
+                "constant-answers": (metrics["constant_answer_share"], limits.max_constant_answers),
+                "kl-drift": (_largest(metrics["kl_proposer"], metrics["kl_solver"]), limits.max_kl),
+            }
+            below = {
+                "repeated-questions": (_variety(metrics), limits.min_distinct_questions),
+                "entropy-floor": (metrics["ste_raw"], limits.min_entropy),
+            }
+        names = [name for name, (value, limit) in above.items() if self._average(name, value) > limit]
+        names += [name for name, (value, limit) in below.items() if self._average(name, value) < limit]
         self._rang = bool(names)
-        return names
+        return sorted(names)
 
-    def _above(self, name: str, value: float | None, limit: float) -> str | None:
-        average = self._average(name, value)
-        return name if average is not None and average > limit else None
-
-    def _below(self, name: str, value: float | None, limit: float) -> str | None:
-        average = self._average(name, value)
-        return name if average is not None and average < limit else None
-
-    def _average(self, name: str, value: float | None) -> float | None:
+    def _average(self, name: str, value: float | None) -> float:
+        """Mean of the window with ``value``; NaN, which crosses no limit, without a value or before it is full."""
         if value is None:
-            return None
+            return math.nan
         history = self._history.setdefault(name, deque(maxlen=self.limits.window))
         history.append(value)
-        return sum(history) / len(history) if len(history) == self.limits.window else None
+        return sum(history) / len(history) if len(history) == self.limits.window else math.nan
 
     def all_clear(self, names: Collection[str]) -> bool:
         """Whether each of these alarms has looked at a full window, and none rang in the last step."""

@@ -13,35 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.errors import CheckpointError, WeightsError
+from asg_core.errors import CheckpointError
 from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import as_json, from_json, random_state, set_random_state
+from asg_core.training.rng import random_state, set_random_state
 from asg_core.training.state import TrainState
 
 KEEP = 2
 """Good checkpoints kept in a run folder."""
-
-_MISFITS = (
-    OSError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    WeightsError,
-)
-"""What reading a well-hashed checkpoint that is not of this run can end in."""
 
 
 class CheckpointManager:
@@ -68,8 +53,8 @@ class CheckpointManager:
         if state.rolled_back_for and not state.monitor.all_clear(state.rolled_back_for):
             self._say(f"step {state.step} is not saved: too soon after a rollback")
             return None
-        streams = self._processes.gather(as_json(random_state()))
-        problem = self.save_alone(state, streams[1:])
+        _, *others = self._processes.gather(random_state())
+        problem = self.save_alone(state, others)
         if not self._processes.gather(problem is not None)[0]:
             state.rolled_back_for = ()
         return problem
@@ -77,9 +62,7 @@ class CheckpointManager:
     def save_alone(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> CheckpointError | None:
         """Write as :meth:`save`, without the other processes, which may be gone; not the first one: do nothing.
 
-        Args:
-            state: of the run.
-            others: global random generators of the other processes, by rank; those left out start from the seed again.
+        ``others`` are the global random generators of the other processes, by rank; those left out start from the seed.
         """
         if not self._processes.is_main:
             return None
@@ -105,7 +88,7 @@ class CheckpointManager:
         try:
             for left in self.folder.glob(".tmp-step-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            _write(temporary, state, {"random_of_others": list(others)})
+            _write(temporary, state, others)
             if final.is_symlink() or final.is_file():
                 final.unlink()
             elif final.exists():  # damaged
@@ -134,20 +117,15 @@ class CheckpointManager:
         if not steps(self.folder):
             self._say(f"{self.folder.parent} has no checkpoint yet; starting again from step 1")
             return
-        rank = self._processes.rank
         found, document, errors = newest_good(self.folder)
         for error in errors:
             self._say(f"{error.what}: {error.why}; using {found.name}")
         load(found, state.backbone, state.optimizers)
         with fitting(str(found)):
             state.load_state_dict(document)
-        if rank == 0:
-            load_random(found, document)
-        else:
-            with fitting(str(found)):
-                others = document.get("random_of_others", [])
-                if rank <= len(others):
-                    set_random_state(from_json(others[rank - 1]))
+            streams = document["random"]
+            if self._processes.rank < len(streams):
+                set_random_state(streams[self._processes.rank])
         self._say(f"resuming after step {state.step} from {found}")
 
     def roll_back(self, state: TrainState, alarms: Sequence[str]) -> int | None:
@@ -182,15 +160,13 @@ class CheckpointManager:
                 good += 1
 
 
-def _write(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> None:
+def _write(folder: Path, state: TrainState, others: Sequence[Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True)
     for role, optimizer in state.optimizers.items():
         state.backbone.save_role(role, folder / "adapters" / role.value)
         tensors = {name: value.contiguous() for name, value in optimizer.state().items()}
         save_file(tensors, folder / f"optimizer-{role.value}.safetensors")
-    generators, scalars = random_state()
-    save_file(generators, folder / "random.safetensors")
-    document = {"schema": SCHEMA, "step": state.step, "random": scalars, **state.state_dict(), **extra}
+    document = {"schema": SCHEMA, "step": state.step, "random": [random_state(), *others], **state.state_dict()}
     (folder / "state.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
@@ -205,24 +181,7 @@ def load(checkpoint: Path, backbone: Backbone, optimizers: Mapping[Role, RoleOpt
     with fitting(str(checkpoint)):
         for role, optimizer in optimizers.items():
             backbone.load_role(role, checkpoint / "adapters" / role.value)
-            moments = load_file(checkpoint / f"optimizer-{role.value}.safetensors")
-            _check_moments(moments, optimizer)
-            optimizer.restore(moments)
-
-
-def _check_moments(moments: Mapping[str, Tensor], optimizer: RoleOptimizer) -> None:
-    for full, value in moments.items():
-        name, _, key = full.rpartition(".")
-        weight = optimizer.parameters[name].shape
-        expected = {"step": torch.Size(()), "exp_avg": weight, "exp_avg_sq": weight}[key]
-        if value.shape != expected or value.dtype != torch.float32:
-            raise ValueError(f"{full} is {value.dtype} {tuple(value.shape)}, not float32 {tuple(expected)}")
-
-
-def load_random(checkpoint: Path, document: Mapping[str, Any]) -> None:
-    """Set the global random generators as they were saved. Raises CheckpointError if they do not fit."""
-    with fitting(str(checkpoint)):
-        set_random_state((load_file(checkpoint / "random.safetensors"), document["random"]))
+            optimizer.restore(load_file(checkpoint / f"optimizer-{role.value}.safetensors"))
 
 
 @contextmanager
@@ -230,9 +189,11 @@ def fitting(source: str) -> Iterator[None]:
     """Inside, data of a well-hashed checkpoint is taken in; what does not fit this run becomes one CheckpointError."""
     try:
         yield
-    except _MISFITS as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
         raise CheckpointError(
             f"{source} does not fit this run",
-            f"{type(error).__name__}: {short(error)}",
+            f"{type(error).__name__}: {short(' '.join(str(error).split()))}",
             "resume a run with the backbone, the plugin version and the lora settings that it was started with",
         ) from error

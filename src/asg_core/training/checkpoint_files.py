@@ -1,15 +1,14 @@
 """Which checkpoints of a run are good: names, manifests and hashes. Nothing here loads a tensor.
 
 ``checkpoints/step-000025/`` holds ``adapters/<role>/`` (PEFT files), ``optimizer-<role>.safetensors`` (AdamW moments),
-``random.safetensors`` (generator states of torch), ``state.json`` (everything else), and ``manifest.json`` with the
-sha256 of each file. A step counts only if its manifest is complete and every hash fits.
+``state.json`` (everything else), and ``manifest.json`` with the sha256 of each file. A step counts only if its manifest
+is complete and every hash fits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from asg_core.backbones.interface import Role
 from asg_core.errors import CheckpointError
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_JSON_BYTES = 64 * 2**20
 """Largest ``manifest.json`` or ``state.json`` that is read."""
 
@@ -46,7 +45,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     hashes = manifest.get("sha256")
     if not isinstance(hashes, dict) or manifest.get("step") != step_of(checkpoint):
         raise _damaged(checkpoint, "manifest.json does not list the files of this step")
-    needed = {"state.json", "random.safetensors", *(f"optimizer-{role.value}.safetensors" for role in Role)}
+    needed = {"state.json", *(f"optimizer-{role.value}.safetensors" for role in Role)}
     for name in sorted(hashes.keys() | needed):
         if name not in found or name not in hashes:
             raise _damaged(checkpoint, f"{short(name)} is missing")
@@ -55,7 +54,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         except OSError as error:
             raise _damaged(checkpoint, f"{name}: {error.strerror}") from error
         if not fits:
-            raise _damaged(checkpoint, f"{name} does not have the recorded sha256")
+            raise _damaged(checkpoint, f"{name} does not have the sha256 that manifest.json records")
     if unknown := found - hashes.keys() - {"manifest.json"}:
         raise _damaged(checkpoint, f"{short(min(unknown))} is not in its manifest")
     state = _read_object(checkpoint, "state.json", found)
@@ -116,16 +115,13 @@ def short(value: object) -> str:
 
 def _files(checkpoint: Path) -> set[str]:
     """Names of all files inside, "/" between their parts, without those that begin with "."; none may be a link."""
-    found: set[str] = set()
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         raise _damaged(checkpoint, "it is not a directory")
-    for parent, directories, names in os.walk(checkpoint):
-        for name in [*directories, *names]:
-            path = Path(parent, name)
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                raise _damaged(checkpoint, f"{short(path.relative_to(checkpoint))} is not a regular file")
-        found.update(Path(parent, n).relative_to(checkpoint).as_posix() for n in names if not n.startswith("."))
-    return found
+    found = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*")}
+    for name, path in found.items():
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise _damaged(checkpoint, f"{short(name)} is not a regular file")
+    return {name for name, path in found.items() if path.is_file() and not path.name.startswith(".")}
 
 
 def _read_object(checkpoint: Path, name: str, found: set[str]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ smaller batches, and an image that is read again in every call, because nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -28,20 +29,9 @@ from asg_core.backbones.interface import (
     broadcast_sampling,
 )
 from asg_core.backbones.proxy import BackboneProxy
-from asg_core.config.schema import RunConfig
-from asg_core.method.records import Kind
 
-
-def images_in_step(kind: Kind, config: RunConfig) -> int:
-    """The most images that one call of a step works on: those of the pool, or all candidates."""
-    if kind == "understanding":
-        return config.images_per_step
-    return config.generate.prompts_per_step * config.generate.candidates
-
-
-def in_chunks(backbone: Backbone, at_once: int) -> Backbone:
-    """``backbone`` itself if ``at_once`` is 0, else :class:`Chunked` of it."""
-    return Chunked(backbone, at_once) if at_once else backbone
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Chunked(BackboneProxy):
@@ -50,10 +40,6 @@ class Chunked(BackboneProxy):
     What a backbone keeps of an image (features, prefixes) lives as long as the image object. So each chunk gets
     copies, and what was kept of them goes with the chunk. ``generation_loss`` is not divided: the update of the
     Generator accumulates gradients itself.
-
-    Args:
-        backbone: does the work.
-        at_once: >= 1.
     """
 
     def __init__(self, backbone: Backbone, at_once: int) -> None:
@@ -80,42 +66,37 @@ class Chunked(BackboneProxy):
         role: Role | None,
     ) -> list[TextSample]:
         each = broadcast_sampling(sampling, len(requests))
-        found: dict[int, TextSample] = {}
 
-        def work(places: Sequence[int]) -> None:  # a function, so that its copies end with it
-            samples = call(_with_copies([requests[place] for place in places]), [each[place] for place in places], role)
-            for place, sample in zip(places, samples, strict=True):
-                found[place] = replace(sample, request=requests[place])
+        def work(places: Sequence[int], shown: Sequence[TextRequest]) -> list[TextSample]:
+            samples = call(shown, [each[place] for place in places], role)
+            return [replace(sample, request=requests[place]) for place, sample in zip(places, samples, strict=True)]
 
-        for places in self._by_image(requests):
-            work(places)
-        return [found[place] for place in range(len(requests))]
+        return self._by_image(requests, work)
 
     def token_logits(
         self, samples: Sequence[TextSample], role: Role | None, *, base: bool = False, logits: bool = False
     ) -> list[TokenLogits]:
         """See Backbone."""
-        requests = [sample.request for sample in samples]
-        found: dict[int, TokenLogits] = {}
 
-        def work(places: Sequence[int]) -> None:
-            shown = _with_copies([requests[place] for place in places])
+        def work(places: Sequence[int], shown: Sequence[TextRequest]) -> list[TokenLogits]:
             moved = [replace(samples[place], request=request) for place, request in zip(places, shown, strict=True)]
-            scores = self.inner.token_logits(moved, role, base=base, logits=logits)
-            found.update(zip(places, scores, strict=True))
+            return self.inner.token_logits(moved, role, base=base, logits=logits)
 
-        for places in self._by_image(requests):
-            work(places)
-        return [found[place] for place in range(len(samples))]
+        return self._by_image([sample.request for sample in samples], work)
 
-    def _by_image(self, requests: Sequence[TextRequest]) -> Iterator[list[int]]:
-        """Places of requests, all of an image together."""
+    def _by_image(
+        self, requests: Sequence[TextRequest], work: Callable[[Sequence[int], Sequence[TextRequest]], list[Result]]
+    ) -> list[Result]:
+        """Results in the order of ``requests``. ``work`` gets places in them, all of an image together, and the
+        requests there about copies of their images, one copy an image, which end with the call."""
         places_of: dict[int, list[int]] = {}
         for place, request in enumerate(requests):
             places_of.setdefault(id(request.image), []).append(place)
-        of_image = list(places_of.values())
-        for start in range(0, len(of_image), self._at_once):
-            yield [place for places in of_image[start : start + self._at_once] for place in places]
+        found: dict[int, Result] = {}
+        for chunk in self._chunks(list(places_of.values())):
+            places = [place for same in chunk for place in same]
+            found.update(zip(places, work(places, _with_copies([requests[p] for p in places])), strict=True))
+        return [found[place] for place in range(len(requests))]
 
     def prefill(self, images: Sequence[Image], roles: Sequence[Role | None]) -> None:
         """Nothing: a prefix of these images would stay in memory, and the copies of a chunk could not use it."""
@@ -124,26 +105,22 @@ class Chunked(BackboneProxy):
         self, requests: Sequence[ImageRequest], sampling: ImageSampling, role: Role | None = Role.GENERATOR
     ) -> list[ImageSample]:
         """See Backbone."""
-        starts = range(0, len(requests), self._at_once)
-        return [
-            sample
-            for start in starts
-            for sample in self.inner.generate(requests[start : start + self._at_once], sampling, role)
-        ]
+        return [sample for chunk in self._chunks(requests) for sample in self.inner.generate(chunk, sampling, role)]
 
     def embed(self, items: Sequence[Image | str]) -> Tensor:
         """See Backbone."""
-        chunks = [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
-        if not chunks:
+        if not items:
             return self.inner.embed(items)
         return torch.cat([
             self.inner.embed([item if isinstance(item, str) else item.copy() for item in chunk])
-            for chunk in chunks
+            for chunk in self._chunks(items)
         ])  # fmt: skip
+
+    def _chunks(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        return [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
 
 
 def _with_copies(requests: Sequence[TextRequest]) -> list[TextRequest]:
-    """The same requests about copies of their images, one copy an image."""
     images = {id(request.image): request.image for request in requests}
     copies = {key: None if image is None else image.copy() for key, image in images.items()}
     return [replace(request, image=copies[id(request.image)]) for request in requests]

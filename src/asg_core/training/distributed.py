@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -163,26 +163,6 @@ class Processes:
     def wait(self) -> None:
         """Return when every process has called this."""
         self.gather(None)
-
-    def sum_before(self, count: int) -> int:
-        """Return the sum of ``count`` over the shares before this process's: where its numbering starts."""
-        return 0 if self.sharded else sum(self.gather(count)[: self.rank])
-
-    def require_equal(self, values: Mapping[str, str], when: str) -> None:
-        """Check that all processes pass the same ``values``, texts by name.
-
-        Raises:
-            ProcessError: in every process, naming what differs and where.
-        """
-        first, *others = self.gather(dict(values))
-        for rank, other in enumerate(others, start=1):
-            for name, value in first.items():
-                if other[name] != value:
-                    raise ProcessError(
-                        f"{when}: process {rank} has another {name} than process 0",
-                        f"{other[name][:80]!r} instead of {value[:80]!r}",
-                        "give all processes the same command, software, kind of device, images and weights, and resume",
-                    )
 
     def leave(self) -> None:
         """Part from the others at the end of a good run. A process that fails just ends, so that they notice."""

@@ -79,12 +79,13 @@ def finish_run(
 ) -> RunSummary:
     """Save the adapters, write summary.json and report.html, all by the first process."""
     folder, idle = run.folder, _never_updated(run.config, state)
-    done = (folder.path, state.step, state.seconds, interrupted)
+    rows = None if before is None or after is None else [asdict(row) for row in compare(before, after)]
+    report = folder.path / "report.html"
+    summary = RunSummary(folder.path, state.step, state.seconds, interrupted, rows, report, idle)
     if not run.processes.is_main:
-        return RunSummary(*done, None, folder.path / "report.html", idle)
+        return summary
     for role in Role:
         run.backbone.save_role(role, folder.adapters / role.value)
-    rows = [asdict(row) for row in compare(before, after)] if before is not None and after is not None else None
     write_json(
         folder.summary,
         {
@@ -103,7 +104,8 @@ def finish_run(
     write_card(folder, run.manifest, run.config, len(run.pool))
     if idle and not interrupted:
         run.display.message(_why_idle(idle, read_json_lines(folder.metrics)))
-    return RunSummary(*done, rows, render_report(folder.path), idle)
+    render_report(folder.path)
+    return summary
 
 
 def _never_updated(config: RunConfig, state: TrainState) -> tuple[Role, ...]:

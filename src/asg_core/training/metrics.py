@@ -67,8 +67,7 @@ def text_update_metrics(reports: Mapping[Role, UpdateReport], learners: Mapping[
     for role, report in reports.items():
         control = learners[role].kl
         metrics |= update_metrics(role, report, kl=report.kl, beta=control.beta if control else None)
-    shares = [share for r in reports.values() if (share := r.zero_variance_share) is not None]
     return metrics | {
         "nonfinite": sum(report.dropped + report.step.nonfinite for report in reports.values()),
-        "zero_variance_share": sum(shares) / len(shares) if shares else None,
+        "zero_variance_share": mean(report.zero_variance_share for report in reports.values()),
     }

@@ -124,14 +124,11 @@ class RoleOptimizer:
         return loss, round(total_count), tuple(rest[len(parameters) :])
 
     def _apply(self, loss: float, sums: tuple[float, ...]) -> StepResult:
-        with_grad = [p for p in self.parameters.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None]))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
         if not math.isfinite(norm) or not self._state_is_finite():
             return StepResult(loss, norm, nonfinite=True, sums=sums)
         if norm == 0.0:
             return StepResult(loss, norm, sums=sums)
-        there = moved_to(with_grad[0].device, torch.tensor(norm))
-        torch.nn.utils.clip_grads_with_norm_(with_grad, self.max_grad_norm, there)
         self._adam.step()
         return StepResult(loss, norm, applied=True, sums=sums)
 
@@ -154,10 +151,13 @@ class RoleOptimizer:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Set exactly what :meth:`state` returned. Raises KeyError for a name that is not of this role."""
+        """Set exactly what :meth:`state` returned. KeyError or ValueError for a tensor that is not of this role."""
         self._adam.state.clear()
         for full, value in state.items():
             name, _, key = full.rpartition(".")
             parameter = self.parameters[name]
+            expected = {"step": torch.Size(()), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}[key]
+            if value.shape != expected or value.dtype != torch.float32:
+                raise ValueError(f"{full} is {value.dtype} {tuple(value.shape)}, not float32 {tuple(expected)}")
             device = "cpu" if key == "step" else parameter.device
             self._adam.state[parameter][key] = value.to(device).clone()

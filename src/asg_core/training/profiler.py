@@ -14,8 +14,8 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,16 +37,6 @@ the end of the optimizer step. core: everything outside the backbone, the method
 
 
 @dataclass
-class PhaseCost:
-    """Calls of the backbone, their requests, tokens sampled or scored in them, and wall time in milliseconds."""
-
-    calls: int = 0
-    rows: int = 0
-    tokens: int = 0
-    milliseconds: float = 0.0
-
-
-@dataclass
 class NetworkCost:
     """Forward passes of a network, rows and positions that went through it, bytes of weights read (once a pass)."""
 
@@ -57,20 +47,26 @@ class NetworkCost:
 
 
 @dataclass
-class Costs:
-    """What was counted so far.
+class PhaseCost:
+    """Calls of the backbone, their requests, tokens sampled or scored in them, and wall time in milliseconds.
 
-    Attributes:
-        phases: by phase.
-        networks: by phase and network. A network is an outermost ``nn.ModuleList``, e.g. "language_model.layers", or a
-            linear layer outside all of them, e.g. "lm_head".
-        backwards: backward passes by role.
-        optimizer_steps: steps that moved weights, by role.
-        phase: the one under way.
+    A network is an outermost ``nn.ModuleList``, e.g. "language_model.layers", or a linear layer outside all of them,
+    e.g. "lm_head".
     """
 
+    calls: int = 0
+    rows: int = 0
+    tokens: int = 0
+    milliseconds: float = 0.0
+    networks: dict[str, NetworkCost] = field(default_factory=dict)
+
+
+@dataclass
+class Costs:
+    """What was counted so far: costs by phase; backward passes, and steps that moved weights, by role; the phase under
+    way."""
+
     phases: dict[Phase, PhaseCost] = field(default_factory=dict)
-    networks: dict[tuple[Phase, str], NetworkCost] = field(default_factory=dict)
     backwards: Counter[Role] = field(default_factory=Counter)
     optimizer_steps: Counter[Role] = field(default_factory=Counter)
     phase: Phase = "core"
@@ -81,52 +77,41 @@ class Costs:
         Raises:
             KeyError: no network of that name ran at all.
         """
-        named = [(phase, cost) for (phase, name), cost in self.networks.items() if name.endswith(ending)]
+        ran = [(phase, name, net) for phase, cost in self.phases.items() for name, net in cost.networks.items()]
+        named = [(phase, net) for phase, name, net in ran if name.endswith(ending)]
         if not named:
-            raise KeyError(f"no network {ending!r} ran, but {sorted({name for _, name in self.networks})}")
-        total = NetworkCost()
-        for phase, cost in named:
-            if not phases or phase in phases:
-                total.passes += cost.passes
-                total.rows += cost.rows
-                total.tokens += cost.tokens
-                total.bytes += cost.bytes
-        return total
+            raise KeyError(f"no network {ending!r} ran, but {sorted({name for _, name, _ in ran})}")
+        counts = [astuple(net) for phase, net in named if not phases or phase in phases]
+        return NetworkCost(*map(sum, zip(*counts, strict=True)))
 
     def table(self) -> str:
         """Aligned text, one line a phase and below it one a network."""
         lines = [("phase", "calls", "rows", "tokens", "GB of weights", "ms")]
         for phase, cost in self.phases.items():
             lines.append((phase, str(cost.calls), str(cost.rows), str(cost.tokens), "", f"{cost.milliseconds:.1f}"))
-            for (where, name), net in self.networks.items():
-                if where == phase:
-                    read = f"{net.bytes / 1e9:.3g}"
-                    lines.append((f"  {name}", str(net.passes), str(net.rows), str(net.tokens), read, ""))
+            for name, net in cost.networks.items():
+                read = f"{net.bytes / 1e9:.3g}"
+                lines.append((f"  {name}", str(net.passes), str(net.rows), str(net.tokens), read, ""))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: per phase its cost and its networks; updates by role."""
         return {
-            "phases": {
-                phase: asdict(cost)
-                | {"networks": {name: asdict(c) for (where, name), c in self.networks.items() if where == phase}}
-                for phase, cost in self.phases.items()
-            },
-            "backwards": {role.value: n for role, n in self.backwards.items()},
-            "optimizer_steps": {role.value: n for role, n in self.optimizer_steps.items()},
+            "phases": {phase: asdict(cost) for phase, cost in self.phases.items()},
+            "backwards": dict(self.backwards),
+            "optimizer_steps": dict(self.optimizer_steps),
         }
 
 
 @contextmanager
-def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -> Iterator[Costs]:
+def counted(backbone: Backbone) -> Iterator[Costs]:
     """Count what ``backbone`` does inside the block. Networks are modules that it or an attribute holds.
 
     On a GPU the device is waited for where a phase ends, so that times are those of the work and not of its launch.
 
     Args:
         backbone: its own methods are wrapped until the block ends.
-        clock: seconds; ``time.process_time`` leaves out what other programs take.
 
     Raises:
         ConfigError: the backbone decodes by compiled passes, in which modules are not called and cannot be counted.
@@ -137,34 +122,26 @@ def counted(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) 
             "modules are counted when they are called, and a compiled pass calls none",
             "set backbone_options.compile_decode=false",
         )
-    counter = _Counter(backbone, clock)
-    handles = [register_optimizer_step_post_hook(counter.stepped)]
-    handles += [
-        module.register_forward_pre_hook(partial(counter.passed, name, size), with_kwargs=True)
-        for name, module, size in _networks(backbone)
-    ]
-    own = {name: vars(backbone).get(name) for name in _CALLS}
-    for name in own:
-        setattr(backbone, name, partial(counter.call, name, getattr(backbone, name)))
-    try:
+    counter = _Counter(backbone)
+    with ExitStack() as undo:
+        undo.enter_context(register_optimizer_step_post_hook(counter.stepped))
+        for name, module, size in _networks(backbone):
+            hook = partial(counter.passed, name, size)
+            undo.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for name in _CALLS:
+            own = vars(backbone).get(name)
+            undo.callback(delattr, backbone, name) if own is None else undo.callback(setattr, backbone, name, own)
+            setattr(backbone, name, partial(counter.call, name, getattr(backbone, name)))
+        undo.callback(counter.enter, "core")
         yield counter.costs
-    finally:
-        counter.enter("core")
-        for handle in handles:
-            handle.remove()
-        for name, method in own.items():
-            delattr(backbone, name) if method is None else setattr(backbone, name, method)
 
 
 _CALLS = ("prefill", "ask", "solve", "token_logits", "generate", "generation_loss", "embed")
 
 
 @contextmanager
-def profiled(backbone: Backbone, file: Path, show: Callable[[str], None], *, on: bool) -> Iterator[None]:
-    """:func:`counted`; at the end of the block the costs go to ``file`` and their table to ``show``. Nothing if off."""
-    if not on:
-        yield
-        return
+def profiled(backbone: Backbone, file: Path, show: Callable[[str], None]) -> Iterator[None]:
+    """:func:`counted`; at the end of the block the costs go to ``file`` and their table to ``show``."""
     with counted(backbone) as costs:
         try:
             yield
@@ -174,10 +151,10 @@ def profiled(backbone: Backbone, file: Path, show: Callable[[str], None], *, on:
 
 
 class _Counter:
-    def __init__(self, backbone: Backbone, clock: Callable[[], float]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.costs = Costs()
-        self._device, self._clock = backbone.device, clock
-        self._since = clock()
+        self._device = backbone.device
+        self._since = time.perf_counter()
         self._role = Role.GENERATOR
         self._inside = False
 
@@ -185,13 +162,14 @@ class _Counter:
         """Book the time since the last change to the phase that ends now."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = self._clock()
-        self._cost(self.costs.phase).milliseconds += 1000 * (now - self._since)
+        now = time.perf_counter()
+        self._cost.milliseconds += 1000 * (now - self._since)
         self._since, self.costs.phase = now, phase
-        return self._cost(phase)
+        return self._cost
 
-    def _cost(self, phase: Phase) -> PhaseCost:
-        return self.costs.phases.setdefault(phase, PhaseCost())
+    @property
+    def _cost(self) -> PhaseCost:
+        return self.costs.phases.setdefault(self.costs.phase, PhaseCost())
 
     def call(self, name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method of the backbone in its phase."""
@@ -239,7 +217,7 @@ class _Counter:
 
     def passed(self, name: str, size: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()), None)
-        cost = self.costs.networks.setdefault((self.costs.phase, name), NetworkCost())
+        cost = self._cost.networks.setdefault(name, NetworkCost())
         cost.passes += 1
         cost.bytes += size
         if states is not None:

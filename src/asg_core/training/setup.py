@@ -26,18 +26,8 @@ from asg_core.training.preflight import check_free_space, check_plan
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a run works with.
-
-    Attributes:
-        config: settings.
-        manifest: of the backbone.
-        backbone: loaded, its base sharded where the launcher asks for it.
-        accelerator: joined to the other processes.
-        processes: of the run.
-        folder: the run folder, with the write lock in the first process.
-        pool: the images.
-        display: where people read along.
-    """
+    """What a run works with: the backbone is loaded, and its base sharded where the launcher asks for it; the first
+    process holds the write lock of the folder."""
 
     config: RunConfig
     manifest: BackboneManifest
@@ -50,13 +40,7 @@ class RunSetup:
 
 
 def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, *, resumed: bool) -> RunSetup:
-    """Check the plan, join the processes, read the images, load the backbone, open the run folder.
-
-    Args:
-        config: settings; with ``resumed`` its ``out`` is the run to go on with.
-        given: an already loaded backbone; None loads ``config.backbone``.
-        display: shows messages.
-        resumed: whether the run folder is there already.
+    """Check the plan, join the processes, read the images, load the backbone (if none is given), open the run folder.
 
     Raises:
         AsgError: whichever part is not good.
@@ -69,21 +53,21 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
     accelerator = start_accelerator(device, config.trackers, out)
     processes = Processes(accelerator)
     out = Path(processes.gather(str(out))[0])
-    bad: list[tuple[Path, str]] = []
-    pool = None
-    if config.images is not None:
-        pool = ImagePool(config.images, config.seed, lambda file, why: bad.append((file, why)))
+    pool = None if config.images is None else ImagePool(config.images, config.seed)
     backbone = given or _load(config, device, accelerator, processes)
     if processes.sharded:
         shard_base(backbone, accelerator.device, processes.count)
     check_free_space(out, backbone)
     folder = _open_folder(config, out, processes, resumed=resumed)
     try:
-        set_aside = _quarantine(folder, processes, display)
-        for file, why in bad:
-            set_aside(file, why)
-        pool = pool or _own_images(config, manifest, folder, processes, set_aside)
-        pool.on_quarantine = set_aside
+        if pool is None:
+            if processes.is_main and not folder.images.is_dir():
+                fill_directory(folder.images, lambda to: resolve(str(manifest.images))(to, config.seed))
+            processes.wait()
+            pool = ImagePool(folder.images, config.seed)
+        pool.on_quarantine = _quarantine(folder, processes, display)
+        for file, why in pool.quarantined.items():
+            pool.on_quarantine(Path(file), why)
     except BaseException:
         folder.close()
         raise
@@ -122,16 +106,3 @@ def _quarantine(folder: RunFolder, processes: Processes, display: TrainingDispla
         display.message(f"quarantined {file}: {why}")
 
     return set_aside
-
-
-def _own_images(
-    config: RunConfig,
-    manifest: BackboneManifest,
-    folder: RunFolder,
-    processes: Processes,
-    set_aside: Callable[[Path, str], None],
-) -> ImagePool:
-    if processes.is_main and not folder.images.is_dir():
-        fill_directory(folder.images, lambda to: resolve(str(manifest.images))(to, config.seed))
-    processes.wait()
-    return ImagePool(folder.images, config.seed, set_aside)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import ImagePool
+from asg_core.errors import ProcessError
 from asg_core.method.advantages import EmaBaseline
 from asg_core.method.learner import Learner
 from asg_core.method.losses import AdaptiveKl
@@ -26,13 +27,22 @@ from asg_core.method.records import Kind
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training.alarms import CollapseMonitor
+from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import RandomState, random_state, set_random_state
+from asg_core.training.rng import random_state, set_random_state
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_number = TypeAdapter(_Number).validate_python
+_windows = TypeAdapter(dict[str, list[_Number]]).validate_python
+_sizes = TypeAdapter(dict[Kind, Annotated[int, Field(strict=True, ge=1)]]).validate_python
+
 _GOES_ON = ("pool", "seconds", "images_at_once", "replay_floors")
 """What a rollback leaves as it is."""
+
+_MAY_DIFFER = {"out", "weights"}
+"""Settings that only say where something lies, which may differ between machines."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,13 @@ class Snapshot:
     """The state before a step: plain part, random generators, and weights and moments of the roles it updates."""
 
     plain: dict[str, Any]
-    random: RandomState
+    random: dict[str, Any]
     weights: dict[Role, list[Tensor]]
     moments: dict[Role, dict[str, Tensor]]
 
 
 class TrainState:
-    """The state of a run between two steps.
-
-    Args:
-        config: of the run.
-        backbone: its adapters are part of the state.
-        pool: its cursor is part of the state.
-        accelerator: runs the backward passes.
+    """The state of a run between two steps; adapters of the backbone and cursor of the pool are part of it.
 
     Attributes:
         step: number of the last finished step.
@@ -111,19 +115,17 @@ class TrainState:
             LookupError, TypeError, ValueError: ``state`` is not of this run.
         """
         for role, control in self._kl.items():
-            control.beta = finite(state["betas"][role.value])
+            control.beta = _number(state["betas"][role.value])
         for role, floor in self._floors.items():
             nats = state["replay_floors"][role.value]
-            floor.nats = None if nats is None else finite(nats)
-        self.window.restore(finite(value) for value in state["window"])
-        self.baseline.value = finite(state["baseline"])
-        self.monitor.restore(
-            {str(name): [finite(value) for value in values] for name, values in state["monitor"].items()}
-        )
+            floor.nats = None if nats is None else _number(nats)
+        self.window.restore(_number(value) for value in state["window"])
+        self.baseline.value = _number(state["baseline"])
+        self.monitor.restore(_windows(state["monitor"]))
         self.pool.restore(state["pool"])
         self.nonfinite_in_a_row = int(state["nonfinite_in_a_row"])
-        self.seconds = finite(state["seconds"])
-        sizes = checked_sizes(state["images_at_once"])
+        self.seconds = _number(state["seconds"])
+        sizes = _sizes(state["images_at_once"])
         self.images_at_once = sizes if self._may_shrink else {}
         self.step = state.get("step", self.step)
 
@@ -165,24 +167,26 @@ class TrainState:
             for name, tensor in sorted({**optimizer.parameters, **optimizer.state()}.items()):
                 digest.update(f"{role.value}.{name}".encode())
                 digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        plain = self.state_dict()
-        digest.update(json.dumps({key: plain[key] for key in sorted(plain) if key != "seconds"}).encode())
+        digest.update(json.dumps(self.state_dict() | {"seconds": None}, sort_keys=True).encode())
         return digest.hexdigest()
 
 
-def checked_sizes(values: Mapping[str, Any]) -> dict[Kind, int]:
-    """Return images at a time by kind of step, from a state document; KeyError or ValueError if they are none."""
-    kinds: dict[str, Kind] = {"understanding": "understanding", "generation": "generation"}
-    for value in values.values():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{value!r:.50} images cannot be worked on at a time")
-    return {kinds[name]: value for name, value in values.items()}
+def check_consistency(processes: Processes, config: RunConfig, state: TrainState) -> None:
+    """Check that all processes have the same settings and the same state, wall time aside.
 
-
-def finite(value: Any) -> float:
-    """Return ``value`` as a finite float, else raise TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{str(value)[:200]!r} is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is not finite")
-    return float(value)
+    Raises:
+        ProcessError: in every process, naming what differs and where.
+    """
+    if processes.count == 1:
+        return
+    settings = config.model_dump(mode="json", exclude=_MAY_DIFFER)
+    mine = {f"setting {key}": str(value) for key, value in settings.items()}
+    first, *others = processes.gather(mine | {"state after training so far": state.digest()})
+    for rank, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise ProcessError(
+                    f"after step {state.step}: process {rank} has another {name} than process 0",
+                    f"{other[name][:80]!r} instead of {value[:80]!r}",
+                    "give all processes the same command, software, kind of device, images and weights, and resume",
+                )

@@ -4,9 +4,6 @@ for step in 1..steps:
     images -> understanding_step -> update Proposer, update Solver      (three of five steps)
     images -> generation_step    -> update Generator                   (two of five)
     metrics, samples, alarms, checkpoint
-
-asg train                                           the embedded backbone on its own unlabeled images
-asg train backbone=bagel weights=DIR images=DIR     your images, your model
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -36,8 +34,7 @@ from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.folder import RunFolder, disk_problems
 from asg_core.runs.samples import write_samples
 from asg_core.training.checkpoint import CheckpointManager
-from asg_core.training.chunked import in_chunks
-from asg_core.training.consistency import check_consistency
+from asg_core.training.chunked import Chunked
 from asg_core.training.distributed import launched_rank
 from asg_core.training.finish import RunSummary, evaluate, finish_run
 from asg_core.training.gather import ProcessGather
@@ -46,7 +43,7 @@ from asg_core.training.metrics import generation_metrics, text_update_metrics, u
 from asg_core.training.profiler import profiled
 from asg_core.training.schedule import step_kind
 from asg_core.training.setup import set_up
-from asg_core.training.state import TEXT_ROLES, TrainState
+from asg_core.training.state import TEXT_ROLES, TrainState, check_consistency
 from asg_core.training.stopping import react, stop_signals
 
 Items = list[UnderstandingItem] | list[GenerationItem]
@@ -76,7 +73,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.display = display or TrainingDisplay(config.steps, stream=None if launched_rank() == 0 else StringIO())
-        with stop_signals(_interrupt):
+        with stop_signals(signal.default_int_handler):
             self.setup = set_up(config, backbone, self.display, resumed=resumed)
         self.backbone, self.processes, self.folder = self.setup.backbone, self.setup.processes, self.setup.folder
         self._stepping = False
@@ -110,8 +107,7 @@ class Trainer:
         Args:
             run: the run folder.
             steps: new total number of steps, or None for the configured one.
-            backbone: as for a new run.
-            display: as for a new run.
+            backbone, display: as for a new run.
 
         Raises:
             RunFolderError: ``run`` holds no run.
@@ -149,7 +145,7 @@ class Trainer:
         self._stepping = True
         try:
             profiling = config.profile and self.processes.is_main
-            with profiled(self.backbone, self.folder.profile, self.display.message, on=profiling):
+            with profiled(self.backbone, self.folder.profile, self.display.message) if profiling else nullcontext():
                 while state.step < config.steps and not self.processes.stopping:
                     self._one_step(state.step + 1)
         except TrainingStopped as error:
@@ -169,9 +165,8 @@ class Trainer:
         started = time.perf_counter()
         state = self.state
         kind = step_kind(number, self.config.steps, self.config.schedule)
-        for attempt in self.retry.attempts(kind, TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)):
-            with attempt:
-                items, metrics = self._take_step(number, kind)
+        roles = TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)
+        items, metrics = self.retry.take(kind, roles, lambda: self._take_step(number, kind))
         seconds = time.perf_counter() - started
         state.step, state.seconds = number, state.seconds + seconds
         record = {"step": number, "kind": kind, "seconds": round(seconds, 4), "images": len(items), **metrics}
@@ -191,8 +186,8 @@ class Trainer:
         config, processes = self.config, self.processes
         count = config.images_per_step if kind == "understanding" else config.generate.prompts_per_step
         at_once = self.state.images_at_once.get(kind, 0)
-        model = in_chunks(self.backbone, at_once)
-        ctx = StepContext(config, number, ProcessGather(processes, kind), processes.share(count).start, at_once)
+        model = Chunked(self.backbone, at_once) if at_once else self.backbone
+        ctx = StepContext(config, number, ProcessGather(processes), processes.share(count).start, at_once)
         images = ctx.images(model, self.setup.pool.take(count, processes))
         take = self._understanding if kind == "understanding" else self._generation
         return take(model, images, ctx)
@@ -240,7 +235,3 @@ class Trainer:
             raise KeyboardInterrupt
         self.processes.stop_requested = True
         self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    raise KeyboardInterrupt

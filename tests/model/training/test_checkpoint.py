@@ -20,9 +20,10 @@ from asg_core import load_backbone
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import CheckpointError
-from asg_core.training.checkpoint import CheckpointManager, load, load_random
+from asg_core.training.checkpoint import CheckpointManager, load
 from asg_core.training.checkpoint_files import newest_good, step_of, steps, verify
 from asg_core.training.optimizer import RoleOptimizer
+from asg_core.training.rng import set_random_state
 from devkit.lending import Library
 
 Optimizers = dict[Role, RoleOptimizer]
@@ -96,11 +97,11 @@ def test_a_plugin_that_draws_from_global_generators_draws_the_same_after_a_resum
     def draws() -> list[float]:
         return [float(torch.rand(1)), random.random(), float(np.random.rand())]  # noqa: NPY002
 
-    state = verify(saved)
-    load_random(saved, state)
+    (stream,) = verify(saved)["random"]
+    set_random_state(stream)
     first = draws()
     assert all(a != b for a, b in zip(draws(), first, strict=True))
-    load_random(saved, state)
+    set_random_state(stream)
     assert draws() == first
 
 
@@ -116,7 +117,7 @@ def add_a_file(checkpoint: Path) -> None:
 
 
 def put_a_link(checkpoint: Path) -> None:
-    file = checkpoint / "random.safetensors"
+    file = checkpoint / "optimizer-solver.safetensors"
     file.rename(checkpoint.parent / "elsewhere")
     file.symlink_to(checkpoint.parent / "elsewhere")
 

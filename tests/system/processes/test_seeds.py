@@ -44,9 +44,9 @@ def test_seeds_of_all_shares_are_those_of_one_process(
     def step(share: list[PoolImage], processes: Processes, first: int) -> None:
         backbone = load_backbone("tiny", device="cpu", dtype="float32")
         if kind == "generation":
-            generation_step(backbone, share, StepContext(config, 4, ProcessGather(processes, "generation"), first))
+            generation_step(backbone, share, StepContext(config, 4, ProcessGather(processes), first))
         else:
-            ctx = StepContext(config, 1, ProcessGather(processes, "understanding"), first)
+            ctx = StepContext(config, 1, ProcessGather(processes), first)
             understanding_step(backbone, share, ctx, RollingPercentile(), EmaBaseline())
 
     step(images, Processes(), 0)

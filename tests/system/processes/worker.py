@@ -26,6 +26,7 @@ from asg_core.errors import AsgError
 from asg_core.testing.sharded import differences_here
 from asg_core.training.distributed import Processes
 from asg_core.training.fsdp import shard_base
+from asg_core.training.gather import ProcessGather
 from asg_core.training.optimizer import RoleOptimizer
 
 RANK = "RANK"
@@ -187,7 +188,7 @@ def gathered() -> Any:
     same = processes.gather(value)[rank] == value
     before = processes.stopping
     processes.stop_requested = rank == 1
-    starts = [processes.sum_before(1), processes.sum_before(10 * rank)]
+    starts = [ProcessGather(processes).before(1), ProcessGather(processes).before(10 * rank)]
     return {"same": same, "starts": starts, "before": before, "stopping": processes.stopping}
 
 

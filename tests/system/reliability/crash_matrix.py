@@ -91,7 +91,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "monitor": trainer.state.monitor.state(),
         "pool": trainer.state.pool.state(),
         "counters": [trainer.state.step, trainer.state.nonfinite_in_a_row],
-        "streams": hashlib.sha256(repr([random_state()[1], random_state()[0]["torch"].tolist()]).encode()).hexdigest(),
+        "streams": hashlib.sha256(repr(random_state()).encode()).hexdigest(),
         "weights": {
             f"{role.value}.{name}": hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
             for role, optimizer in trainer.state.optimizers.items()

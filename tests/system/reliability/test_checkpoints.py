@@ -17,11 +17,11 @@ import asg_core.training.checkpoint as checkpoint
 import asg_core.training.checkpoint_files as checkpoint_files
 from asg_core.errors import CheckpointError
 from asg_core.training.checkpoint_files import is_good, newest_good, steps, verify
+from asg_core.training.rng import set_random_state
 
 FILES = (
     "manifest.json",
     "state.json",
-    "random.safetensors",
     "optimizer-proposer.safetensors",
     "optimizer-solver.safetensors",
     "adapters/solver/adapter_model.safetensors",
@@ -60,9 +60,9 @@ def test_a_missing_or_truncated_file_is_named(name: str, two: Path) -> None:
 
 def test_a_newer_schema_is_called_newer(two: Path) -> None:
     file = two / "step-000004" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 2}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 3}))
     error = fallback(two)
-    assert "schema 2" in error.what
+    assert "schema 3" in error.what
     assert "newer version" in error.why
 
 
@@ -133,7 +133,7 @@ def test_links_and_pipes_count_as_damage(kind: str, two: Path, tmp_path: Path) -
         "[" * 200_000,
         '{"a":' * 50_000,
         "NaN",
-        '{"schema": 1}',
+        '{"schema": 2}',
         "9" * 5000,
         "\ufeff{}",
     ],
@@ -164,20 +164,16 @@ def test_files_that_the_manifest_does_not_know_are_damage_but_hidden_ones_are_no
 
 @pytest.mark.parametrize("length", [0, 8, 2**20, 200 * 2**20, 2**62, 2**64 - 1])
 def test_giant_safetensors_headers_are_one_checkpoint_error(length: int, two: Path, model: Any) -> None:
-    def load(step: Path, state: dict[str, Any]) -> None:
-        checkpoint.load(step, model.backbone, model.optimizers)
-
     step = two / "step-000004"
-    for name in ("random.safetensors", "optimizer-solver.safetensors", "adapters/solver/adapter_model.safetensors"):
+    for name in ("optimizer-solver.safetensors", "adapters/solver/adapter_model.safetensors"):
         file = step / name
         before, manifest = file.read_bytes(), (step / "manifest.json").read_text()
         file.write_bytes(struct.pack("<Q", length) + b"{" * 64)
         digest = checkpoint_files.sha256(file)
         rewritten(two, lambda m, name=name, digest=digest: {**m, "sha256": {**m["sha256"], name: digest}})
-        state = verify(step)
-        take = checkpoint.load_random if name == "random.safetensors" else load
+        verify(step)
         with pytest.raises(CheckpointError, match="does not fit this run"):
-            take(step, state)
+            checkpoint.load(step, model.backbone, model.optimizers)
         file.write_bytes(before)
         (step / "manifest.json").write_text(manifest)
 
@@ -199,6 +195,6 @@ def test_moments_of_another_shape_are_refused(two: Path, model: Any) -> None:
     "numpy_state", [["MT19937", [0] * 624, 10**6, 0, 0.0], ["MT19937", [0] * 10, 0, 0, 0.0], ["PCG64"], 3, None, {}]
 )
 def test_random_states_that_are_none_are_refused(numpy_state: object, two: Path) -> None:
-    state = verify(two / "step-000004")
-    with pytest.raises(CheckpointError):
-        checkpoint.load_random(two / "step-000004", {**state, "random": {**state["random"], "numpy": numpy_state}})
+    (stream,) = verify(two / "step-000004")["random"]
+    with pytest.raises(CheckpointError), checkpoint.fitting("step 4"):
+        set_random_state({**stream, "numpy": numpy_state})

@@ -46,7 +46,7 @@ def test_what_is_no_directory_in_its_place_is_replaced_and_not_followed(kind: st
 def test_damaged_newer_checkpoints_do_not_push_out_the_last_good_one(two: Path, model: Any) -> None:
     model.save(two, 6)
     assert names(two) == ["step-000004", "step-000006"]
-    (two / "step-000006" / "random.safetensors").write_bytes(b"")
+    (two / "step-000006" / "optimizer-solver.safetensors").write_bytes(b"")
     model.save(two, 8)
     assert names(two) == ["step-000004", "step-000006", "step-000008"]
     model.save(two, 10)

@@ -55,7 +55,6 @@ def test_the_points_cover_every_write_and_every_stage_of_a_step(matrix: dict[str
         "samples/step-000004.json.tmp",
         f"{step}/adapters/solver/adapter_model.safetensors",
         f"{step}/optimizer-generator.safetensors",
-        f"{step}/random.safetensors",
         f"{step}/state.json",
         f"{step}/manifest.json",
         "adapters/proposer/adapter_model.safetensors",

@@ -197,7 +197,7 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(straight: R
     newest.write_bytes(data)
     found, _, errors = newest_good(copied / "checkpoints")
     assert found.name == "step-000006"
-    assert "optimizer-solver.safetensors does not have the recorded sha256" in errors[0].why
+    assert "optimizer-solver.safetensors does not have the sha256 that manifest.json records" in errors[0].why
     Trainer.resume(copied, steps=7).run()
     assert metrics(copied) == metrics(straight.out)
     assert_equal_tensors(copied / "checkpoints" / "step-000007", straight.out / "checkpoints" / "step-000007")
