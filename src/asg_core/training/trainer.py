@@ -165,8 +165,9 @@ class Trainer:
         started = time.perf_counter()
         state = self.state
         kind = step_kind(number, self.config.steps, self.config.schedule)
-        roles = TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)
-        items, metrics = self.retry.take(kind, roles, lambda: self._take_step(number, kind))
+        for attempt in self.retry.attempts(kind, TEXT_ROLES if kind == "understanding" else (Role.GENERATOR,)):
+            with attempt:
+                items, metrics = self._take_step(number, kind)
         seconds = time.perf_counter() - started
         state.step, state.seconds = number, state.seconds + seconds
         record = {"step": number, "kind": kind, "seconds": round(seconds, 4), "images": len(items), **metrics}
