@@ -111,6 +111,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "os.mkdir" and os.path.isdir(arguments[0]):
+        return  # that it is there is said before that there is no space
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
     if writes or event in ("os.mkdir", "os.rename"):
         _FAULTS.meet(event, arguments[0])
