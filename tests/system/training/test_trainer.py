@@ -26,8 +26,9 @@ from asg_core.training.finish import RunSummary
 
 
 @pytest.fixture
-def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """A configuration for one run in ``tmp_path``."""
+def start(config: RunConfig, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """A configuration for one run in ``tmp_path``, whose report has no plots: those of ``straight`` are looked at."""
+    monkeypatch.setattr("asg_core.runs.report.render.draw_panels", lambda *_: [])
     return partial(settings, config, scenes, tmp_path)
 
 
