@@ -217,13 +217,13 @@ m('f"{type(p).__name__}:{p}"', 'f"{p}"', 'the seeds of 1 and of "1" are equal')
 m = _of("config/strict_yaml.py", "unit/runs/test_configuration.py")
 m("if key.value in seen:", "if False:", "of two equal keys one is dropped silently")
 m('and "${" in event.value:', 'and "$${" in event.value:', "a configuration can read the environment")
-m('"int": (r"[-+]?(?:0|[1-9][0-9]*)"', '"int": (r"[-+]?[0-9]+"', "010 is eight")
+m('"int": r"[-+]?(?:0|[1-9][0-9]*)"', '"int": r"[-+]?[0-9]+"', "010 is a number")
 m("if len(raw) > MAX_BYTES:", "if False:", "a huge file is parsed")
 
 m = _of("runs/configuration.py", "unit/runs/test_configuration.py")
-m('find_manifest(backbone).defaults), *given]', 'find_manifest(backbone).defaults)][:0] + [*given]',
+m("find_manifest(backbone).defaults), *layers]", "find_manifest(backbone).defaults)][:0] + [*layers]",
   "a backbone's recommended settings are ignored")  # fmt: skip
-m("for layer in reversed(layers) if layer.has(key)", "for layer in layers if layer.has(key)",
+m("for name, values in layers for key", "for name, values in reversed(layers) for key",
   "a bad value is blamed on the wrong file")  # fmt: skip
 
 m = _of("models/weights/inventory.py", "unit/models/weights/test_inventory.py")
