@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asg_core.backbones.interface import Backbone, Role
-from asg_core.errors import CheckpointError
+from asg_core.errors import CheckpointError, WeightsError
 from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
@@ -27,6 +27,19 @@ from asg_core.training.state import TrainState
 
 KEEP = 2
 """Good checkpoints kept in a run folder."""
+
+_MISFITS = (
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    WeightsError,
+)
+"""What reading a well-hashed checkpoint that is not of this run can end in."""
 
 
 class CheckpointManager:
@@ -189,9 +202,7 @@ def fitting(source: str) -> Iterator[None]:
     """Inside, data of a well-hashed checkpoint is taken in; what does not fit this run becomes one CheckpointError."""
     try:
         yield
-    except CheckpointError:
-        raise
-    except Exception as error:
+    except _MISFITS as error:
         raise CheckpointError(
             f"{source} does not fit this run",
             f"{type(error).__name__}: {short(' '.join(str(error).split()))}",
