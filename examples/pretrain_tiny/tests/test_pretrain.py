@@ -26,8 +26,8 @@ def test_equal_seeds_give_equal_models_and_other_seeds_others(tmp_path: Path) ->
 
 def test_the_losses_fall() -> None:
     reports: list[dict[str, float]] = []
-    for steps in (1, 20):
-        settings = PretrainSettings(steps=steps, pictures=4, drawings=8)
+    for steps in (1, 10):
+        settings = PretrainSettings(steps=steps, pictures=2, drawings=4)
         pretrain(settings, Vocabulary(), lambda step, losses: reports.append(losses))
     for name in ("text", "draw", "flow"):
         assert reports[-1][name] < 0.9 * reports[0][name], name

@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {"vision_shortest": 28, "rollout": {"num_timesteps": 4
 
 
 def taught_checkpoint(directory: Path) -> Path:
-    """Write the recorded checkpoint with an expert that asks and answers (see ``teaching``) into ``directory``."""
+    """Write the recorded checkpoint with an expert that asks and answers (see ``make_taught``) into ``directory``."""
     shutil.copytree(GOLDEN / "checkpoint", directory)
     weights = load_file(directory / "ema.safetensors")
     save_file({**weights, **load_file(TAUGHT)}, directory / "ema.safetensors")

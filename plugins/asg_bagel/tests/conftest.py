@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from devkit.lending import Library
 
 from asg_bagel.backbone import BagelBackbone
 from asg_core.backbones.interface import Role
@@ -49,13 +50,19 @@ def load() -> Callable[..., BagelBackbone]:
     return make
 
 
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Backbones that tests share, one after the other."""
+    return Library()
+
+
 @pytest.fixture
-def backbone(load: Callable[..., BagelBackbone]) -> BagelBackbone:
-    """A fresh backbone whose three adapters are all non-zero."""
-    loaded = load()
-    for index, role in enumerate(Role):
-        stir(loaded, role, index)
-    return loaded
+def backbone(library: Library, load: Callable[..., BagelBackbone]) -> Iterator[BagelBackbone]:
+    """A backbone as newly loaded, but with three adapters that are all non-zero."""
+    with library.lend("bagel", load) as lent:
+        for index, role in enumerate(Role):
+            stir(lent, role, index)
+        yield lent
 
 
 @pytest.fixture(scope="session")

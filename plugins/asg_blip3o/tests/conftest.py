@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from asg_core.backbones.interface import Role
 from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
+from devkit.lending import Library
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -47,10 +48,17 @@ def load() -> Load:
     return _load
 
 
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Backbones that tests share, one after the other."""
+    return Library()
+
+
 @pytest.fixture
-def backbone(load: Load) -> Blip3oBackbone:
-    """A freshly loaded backbone whose adapters have no effect yet."""
-    return load()
+def backbone(library: Library, load: Load) -> Iterator[Blip3oBackbone]:
+    """A backbone as newly loaded, whose adapters have no effect yet."""
+    with library.lend("blip3o", load) as lent:
+        yield lent
 
 
 @pytest.fixture

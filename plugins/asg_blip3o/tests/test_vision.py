@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest import mock
 
+import pytest
 import torch
 from asg_blip3o.backbone import Blip3oBackbone
 from PIL import Image
@@ -24,11 +25,13 @@ def calls(backbone: Blip3oBackbone, images: list[Image.Image]) -> int:
     return attention.call_count
 
 
-def test_pictures_seen_together_are_what_the_stock_tower_sees_alone(backbone: Blip3oBackbone, picture: Picture) -> None:
+def test_pictures_seen_together_are_what_the_stock_tower_sees_alone(
+    backbone: Blip3oBackbone, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = [picture(1, 200, 120), picture(2), picture(3, 200, 120), picture(4, 112, 112)]
     together = features(backbone, images)
     tower = backbone.model.vlm.model.visual
-    tower.config._attn_implementation = "sdpa"
+    monkeypatch.setattr(tower.config, "_attn_implementation", "sdpa")
     for image, found in zip(images, together, strict=True):
         (patches,) = backbone.text.patches([image])
         alone = tower(patches.pixels, grid_thw=torch.tensor([patches.grid])).pooler_output

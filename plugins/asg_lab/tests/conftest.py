@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from devkit.lending import Library
 
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone
@@ -17,16 +20,24 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def tiny() -> Backbone:
-    """A fresh embedded backbone that draws image tokens."""
-    return load_backbone("tiny", device="cpu", dtype="float32")
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Backbones that tests share, one after the other."""
+    return Library()
 
 
 @pytest.fixture
-def tiny_flow() -> Backbone:
-    """A fresh embedded backbone that draws by rectified flow."""
-    return load_backbone("tiny_flow", device="cpu", dtype="float32")
+def tiny(library: Library) -> Iterator[Backbone]:
+    """The embedded backbone that draws image tokens, as newly loaded."""
+    with library.lend("tiny", partial(load_backbone, "tiny", device="cpu", dtype="float32")) as backbone:
+        yield backbone
+
+
+@pytest.fixture
+def tiny_flow(library: Library) -> Iterator[Backbone]:
+    """The embedded backbone that draws by rectified flow, as newly loaded."""
+    with library.lend("tiny_flow", partial(load_backbone, "tiny_flow", device="cpu", dtype="float32")) as backbone:
+        yield backbone
 
 
 @pytest.fixture(scope="session")

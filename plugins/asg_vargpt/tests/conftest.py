@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from asg_core.backbones.interface import Role
 from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import LoraSettings
+from devkit.lending import Library
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CHECKPOINT = GOLDEN / "ckpt"
@@ -61,10 +62,17 @@ def awake(load: Load, wake: Callable[..., None]) -> VargptBackbone:
     return backbone
 
 
+@pytest.fixture(scope="session")
+def library() -> Library:
+    """Backbones that tests share, one after the other."""
+    return Library()
+
+
 @pytest.fixture
-def backbone(load: Load) -> VargptBackbone:
-    """A freshly loaded backbone whose adapters have no effect yet."""
-    return load()
+def backbone(library: Library, load: Load) -> Iterator[VargptBackbone]:
+    """A backbone as newly loaded, whose adapters have no effect yet."""
+    with library.lend("vargpt", load) as lent:
+        yield lent
 
 
 @pytest.fixture(scope="session")

@@ -265,8 +265,7 @@ def test_the_switched_on_backbone_decodes_by_compiled_passes():
     switched = load_backbone("tiny", device="cpu", options={"compile_decode": True})
     switched.compiled._compiler = traced
     requests = [TextRequest("how many red squares", None, seed) for seed in range(5)]
-    for role in (Role.SOLVER, None):
-        assert_same(switched.solve(requests, SAMPLED, role), eager.solve(requests, SAMPLED, role))
+    assert_same(switched.solve(requests, SAMPLED), eager.solve(requests, SAMPLED))
     assert_same(switched.ask(requests, SAMPLED), eager.ask(requests, SAMPLED))
     assert len(switched.compiled._slots) == 1
 

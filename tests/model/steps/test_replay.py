@@ -24,6 +24,7 @@ from asg_core.method.replay import MOST_NOISE, NoiseFloor
 from asg_core.method.updates import Group, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.training.optimizer import RoleOptimizer
+from devkit.sizes import at_full_size
 
 WIDTH = 512
 HEAD_GAIN = 10.0
@@ -104,7 +105,7 @@ def test_rounding_passes_however_much_of_it_lies_beyond_the_clip(confident: Conf
         assert report.drift.kl < 0.6 * NoiseFloor(0.0).limit(torch.bfloat16, tokens)
 
 
-@pytest.mark.parametrize("other", [None, Role.PROPOSER], ids=["adapter off", "another role's adapter"])
+@pytest.mark.parametrize("other", at_full_size([Role.PROPOSER], [None]), ids=lambda role: str(role or "adapter off"))
 def test_a_policy_at_a_kl_of_a_twentieth_does_not_pass(confident: Confident, other: Role | None) -> None:
     assert 0.05 <= confident.kl_to(other) < 0.15
     before = {name: weight.detach().clone() for name, weight in confident.backbone.trainable(Role.SOLVER).items()}

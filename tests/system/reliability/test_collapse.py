@@ -18,6 +18,7 @@ from asg_core.backbones.manifest import LoraSettings
 from asg_core.errors import TrainingStopped
 from asg_core.runs.console import TrainingDisplay
 from asg_core.training.checkpoint_files import is_good, steps
+from devkit.sizes import at_full_size
 
 
 def saying(text: str) -> Callable[..., Any]:
@@ -37,13 +38,14 @@ def drifting(real: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return [replace(s, kl=None if s.kl is None else s.kl + 2.0) for s in real(*arguments, **options)]
 
 
-COLLAPSES = [
-    ("constant-answers", {"solve": saying("red")}),
-    ("no-answers", {"solve": saying("")}),
-    ("repeated-questions", {"ask": saying("what is in this picture?")}),
-    ("no-questions", {"ask": saying("...")}),
-    ("kl-drift", {"token_logits": drifting}),
-]
+COLLAPSES = at_full_size(
+    [
+        ("constant-answers", {"solve": saying("red")}),
+        ("no-questions", {"ask": saying("...")}),
+        ("kl-drift", {"token_logits": drifting}),
+    ],
+    [("no-answers", {"solve": saying("")}), ("repeated-questions", {"ask": saying("what is in this picture?")})],
+)
 
 
 @pytest.mark.parametrize(("alarm", "script"), COLLAPSES, ids=[name for name, _ in COLLAPSES])

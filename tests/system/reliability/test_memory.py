@@ -23,6 +23,7 @@ from asg_core.errors import ConfigError, OutOfMemory
 from asg_core.training.checkpoint_files import newest_good
 from asg_core.training.chunked import Chunked
 from asg_core.training.optimizer import RoleOptimizer
+from devkit.sizes import at_full_size
 
 KEPT = 8
 """Rows that a kept prefix counts as."""
@@ -94,7 +95,7 @@ def floats(record: dict[str, Any]) -> list[float]:
     return [value for _, value in sorted(record.items()) if type(value) is float]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_flow"])
+@pytest.mark.parametrize("name", at_full_size(["tiny"], ["tiny_flow"]))
 def test_a_run_short_of_memory_takes_the_same_steps_with_fewer_images_at_a_time(
     name: str, four: Callable[..., RunConfig], messages: tuple[Any, list[str]], metrics: Any
 ) -> None:
@@ -121,7 +122,7 @@ def test_a_run_short_of_memory_takes_the_same_steps_with_fewer_images_at_a_time(
     assert farthest(weights(plenty), weights(short)) < 1e-5
 
 
-ONCE = [("token_logits", Role.SOLVER, 2 * 3), ("generation_loss", None, 3), ("embed", None, 3)]
+ONCE = at_full_size([("token_logits", Role.SOLVER, 2 * 3), ("generation_loss", None, 3)], [("embed", None, 3)])
 
 
 @pytest.mark.parametrize(("call", "role", "most"), ONCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from asg_core.cli import main
 from asg_core.errors import AsgError, ConfigError, RunFolderError
 from asg_core.evaluation.compare import ComparisonRow
 from asg_core.runs.configuration import load_run_config, write_run_config
-from asg_lab.study import StudyResult, Suite, analyse, load_suite, run_study, shipped_suites, write_results
+from asg_lab.study import StudyResult, Suite, analyse, load_suite, run_study, runner, shipped_suites, write_results
 from asg_lab.study.analysis import StudyRow
 from asg_lab.study.runner import StudyError, is_finished, run_folder_of
 
@@ -181,7 +182,19 @@ def test_a_folder_with_other_settings_is_refused(suite: Suite, tmp_path: Path):
     assert "images_per_step" in caught.value.why
 
 
-def test_a_failed_run_is_named_and_the_others_are_finished(tmp_path: Path):
+FEW_ITEMS = """
+import sys
+from asg_core.tiny import evaluation
+evaluation.QUESTIONS, evaluation.DRAWINGS, evaluation.VALIDATION = 14, 6, 6
+from asg_core.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""``asg`` with an evaluation of seconds instead of half a minute."""
+
+
+def test_a_failed_run_is_named_and_the_others_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = runner._command
+    monkeypatch.setattr(runner, "_command", lambda *a: [sys.executable, "-c", FEW_ITEMS, *command(*a)[3:]])
     arms = {
         "full": {"about": "runs"},
         "lost": {"about": "cannot run", "config": {"images": str(tmp_path / "nowhere")}},

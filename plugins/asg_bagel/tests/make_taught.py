@@ -3,7 +3,7 @@
 Whole training runs need questions that parse and answers that sometimes agree, which random weights never give. The
 file holds the understanding expert in bfloat16; ``bagel_fixtures.taught_checkpoint`` lays it over the recorded one.
 
-    python tests/teaching.py        about two minutes
+    python tests/make_taught.py      about two minutes
 """
 
 from __future__ import annotations
