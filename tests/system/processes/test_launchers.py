@@ -15,6 +15,7 @@ import pytest
 
 from asg_core.runs.folder import read_json_lines
 from asg_core.training.checkpoint_files import newest_good
+from devkit import sizes
 
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -52,6 +53,7 @@ def process_of_rank_1(out: Path) -> int:
     raise AssertionError("no such process")
 
 
+@pytest.mark.skipif(not sizes.FULL, reason="test_processes.py kills one without a launcher: tox -e soak")
 def test_torchrun_ends_when_a_process_is_killed_and_the_last_step_is_saved(tmp_path: Path, scenes: Path) -> None:
     out = tmp_path / "run"
     with running(TORCHRUN, out, scenes) as launcher:

@@ -91,19 +91,21 @@ def _switching(subject: Subject) -> None:
     "give the roles disjoint tensors; freeze the base; clear caches when an adapter changes",
 )
 def _isolation(subject: Subject) -> None:
-    backbone = subject.backbone
+    backbone, everyone = subject.backbone, (*subject.roles, None)
+    before = {role: outputs(backbone, role) for role in everyone}
     for moved in subject.roles:
-        before = {role: outputs(backbone, role) for role in (*subject.roles, None)}
         weights = {role: _flat(backbone, role) for role in subject.roles}
         _step(backbone, moved)
-        for role in (*subject.roles, None):
+        after = {role: outputs(backbone, role) for role in everyone}
+        for role in everyone:
             if role is moved:
-                changed = any(not torch.equal(v, before[role][k]) for k, v in outputs(backbone, role).items())
+                changed = any(not torch.equal(v, before[role][k]) for k, v in after[role].items())
                 expect(changed, f"a step of the {moved} does not change its outputs")
             else:
-                _equal(f"{role or 'base'} after a step of the {moved}", outputs(backbone, role), before[role])
+                _equal(f"{role or 'base'} after a step of the {moved}", after[role], before[role])
                 if role is not None:
                     expect(torch.equal(_flat(backbone, role), weights[role]), f"a step of {moved} moved the {role}")
+        before = after
 
 
 @check(
