@@ -18,6 +18,8 @@ from asg_core.errors import ConfigError, ImageError, RunFolderError, TrainingSto
 from asg_core.runs.folder import read_json_lines
 from asg_core.training.checkpoint_files import newest_good
 
+FEW = {"images_per_step": 2, "generate": {"prompts_per_step": 2, "candidates": 3}, "checkpoint_every_steps": 2}
+
 
 @pytest.fixture
 def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunConfig]:
@@ -25,7 +27,7 @@ def start(config: RunConfig, scenes: Path, tmp_path: Path) -> Callable[..., RunC
 
     def make(out: str = "run", **changes: Any) -> RunConfig:
         return RunConfig.model_validate(
-            {**config.model_dump(), "images": scenes, "out": tmp_path / out, "checkpoint_every_steps": 2, **changes}
+            {**config.model_dump(), "images": scenes, "out": tmp_path / out, **FEW, **changes}
         )
 
     return make

@@ -35,6 +35,7 @@ def start(config: RunConfig, scenes: Path, tmp_path: Path, monkeypatch: pytest.M
 def settings(config: RunConfig, scenes: Path, folder: Path, /, out: str = "run", **changes: Any) -> RunConfig:
     """``config`` for a run in ``folder``."""
     own = {"images": scenes, "out": folder / out, "checkpoint_every_steps": 2, "sample_every_steps": 1}
+    own |= {"images_per_step": 2, "generate": {"prompts_per_step": 2, "candidates": 3}}
     return RunConfig.model_validate({**config.model_dump(), **own, **changes})
 
 
@@ -126,7 +127,7 @@ def test_roles_that_no_step_updated_are_named_with_what_there_was_to_learn_from(
     nothing_parses = {"ask": {"max_new_tokens": 1, "spec_max_new_tokens": 1}}
     silent = Trainer(start("silent", **nothing_parses)).run()
     assert silent.never_updated == tuple(Role)
-    said = "never updated: proposer, solver, generator; 36 of 36 completions were no question; 6 of 6 images got no"
+    said = "never updated: proposer, solver, generator; 18 of 18 completions were no question; 4 of 4 images got no"
     assert said in capfd.readouterr().err
     assert "never updated: proposer, solver, generator" in silent.report.read_text(encoding="utf-8")
     card = (silent.out / "adapters" / "README.md").read_text(encoding="utf-8")
