@@ -6,8 +6,9 @@ processes (rewards, advantages, metrics) needs them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,9 @@ ELSEWHERE = Image.new("RGB", (1, 1))
 _STAYS = {"image": ELSEWHERE, "trajectory": {}, "token_logprobs": None, "greedy": None, "mine": False}
 """Fields of records that are not sent, and what stands there in the other processes."""
 
+_TYPE = "\n"
+"""Key of a record's type: no field has this name, and no label of a vote a line break."""
+
 _UNDERSTANDING = (UnderstandingItem, Question, Answer, TextSample, TextRequest, Vote, ProposerReward, PoolImage)
 _GENERATION = (GenerationItem, Spec, SpecQuestion, Candidate, ImageSample, ImageRequest)
 _RECORDS: dict[str, Any] = {record.__name__: record for record in (*_UNDERSTANDING, *_GENERATION)}
@@ -46,49 +50,31 @@ class ProcessGather(Gather):
         processes = self._processes
         if processes.count == 1 or processes.sharded:
             return list(items)
-        shares = processes.gather([_pack(item) for item in items])
-        return [
-            item
-            for rank, share in enumerate(shares)
-            for item in (items if rank == processes.rank else [_unpack(row) for row in share])
+        shares: list[Sequence[Item]] = [
+            items if rank == processes.rank else json.loads(text, object_hook=_from_json)
+            for rank, text in enumerate(processes.gather(json.dumps(items, default=_as_json)))
         ]
+        return [item for share in shares for item in share]
 
     def before(self, count: int) -> int:
         """Return the sum of ``count`` over the shares before this process's: where its numbering starts."""
         return 0 if self._processes.sharded else sum(self._processes.gather(count)[: self._processes.rank])
 
 
-def _pack(value: Any) -> Any:
-    """``value`` as JSON data, where an object has one key, which says what it is."""
-    match value:
-        case list():
-            return [_pack(inner) for inner in value]
-        case tuple():
-            return {"tuple": [_pack(inner) for inner in value]}
-        case dict():
-            return {"dict": {key: _pack(inner) for key, inner in value.items()}}
-        case Path():
-            return {"path": str(value)}
-    if not is_dataclass(value):
-        return value
+def _as_json(value: Any) -> dict[str, Any]:
+    """What ``json`` is given for an object that it does not know: a record of a step, or a path."""
+    if isinstance(value, Path):
+        return {_TYPE: "Path", "value": str(value)}
     names = [field.name for field in fields(value) if field.name not in _STAYS]
-    return {type(value).__name__: {name: _pack(getattr(value, name)) for name in names}}
+    return {_TYPE: type(value).__name__, **{name: getattr(value, name) for name in names}}
 
 
-def _unpack(data: Any) -> Any:
-    """What :func:`_pack` was given."""
-    if isinstance(data, list):
-        return [_unpack(inner) for inner in data]
-    if not isinstance(data, dict):
+def _from_json(data: dict[str, Any]) -> Any:
+    """What :func:`_as_json` was given, with lists for tuples."""
+    name = data.pop(_TYPE, None)
+    if name is None:
         return data
-    ((what, content),) = data.items()
-    match what:
-        case "tuple":
-            return tuple(_unpack(inner) for inner in content)
-        case "dict":
-            return {key: _unpack(inner) for key, inner in content.items()}
-        case "path":
-            return Path(content)
-    record = _RECORDS[what]
-    elsewhere = {field.name: _STAYS[field.name] for field in fields(record) if field.name in _STAYS}
-    return record(**elsewhere, **{name: _unpack(inner) for name, inner in content.items()})
+    if name == "Path":
+        return Path(data["value"])
+    record = _RECORDS[name]
+    return record(**data, **{field.name: _STAYS[field.name] for field in fields(record) if field.name in _STAYS})

@@ -10,8 +10,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -19,14 +18,9 @@ from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.errors import OutOfMemory
 from asg_core.method.records import Kind
-from asg_core.training.state import Snapshot, TrainState
+from asg_core.training.state import TrainState
 
-IMAGE_KNOBS = (
-    "ask.questions_per_image",
-    "ask.max_new_tokens",
-    "ask.spec_max_new_tokens",
-    "solve.max_new_tokens",
-)
+IMAGE_KNOBS = ("ask.questions_per_image", "ask.max_new_tokens", "ask.spec_max_new_tokens", "solve.max_new_tokens")
 """Settings that the memory for one image grows with."""
 
 MEMORY_KNOBS = ("images_per_step", "generate.prompts_per_step", "generate.candidates", *IMAGE_KNOBS)
@@ -51,21 +45,42 @@ class MemoryRetry:
     ) -> None:
         self.config, self.state, self.save, self.say = config, state, save, say
 
-    def attempts(self, kind: Kind, roles: Collection[Role]) -> Iterator[Attempt]:
+    def attempts(self, kind: Kind, roles: Collection[Role]) -> Iterator[AbstractContextManager[None]]:
         """Yield contexts to take one and the same step in, until one ends well. The step updates ``roles``.
 
         Raises:
             OutOfMemory: from a context, if no smaller step is left to try; it names the settings that help. Any other
                 error of the step is passed on.
         """
-        before = self.state.snapshot(roles)
-        while True:
-            attempt = Attempt(self, kind, before)
-            yield attempt
-            if attempt.done:
-                return
+        self._done = False
+        while not self._done:
+            yield self._attempt(kind, roles)
 
-    def fewer(self, kind: Kind) -> int:
+    @contextmanager
+    def _attempt(self, kind: Kind, roles: Collection[Role]) -> Iterator[None]:
+        """Inside, a step is taken. If it fails its state is put back; the error ends here if a smaller step is left."""
+        state, before = self.state, self.state.snapshot(roles)
+        try:
+            yield
+            self._done = True
+        except Exception as error:
+            lacking = is_out_of_memory(error)
+            if lacking:
+                state.backbone.release_memory()
+                _let_go(error)
+            state.restore(before)
+            step = f"step {state.step + 1}"
+            if lacking and (fewer := self._fewer(kind)):
+                state.images_at_once[kind] = fewer
+                many = f"{fewer} image{'s' if fewer > 1 else ''} at a time"
+                self.say(f"out of memory in {step}: going on with {many} in {kind} steps")
+                return
+            self.save(state)
+            if lacking:
+                raise out_of_memory(step, alone=self.config.optimizer.micro_batch == "auto") from error
+            raise
+
+    def _fewer(self, kind: Kind) -> int:
         """Return half as many images as a step works on at a time; 0 if that is one, or must not change."""
         config = self.config
         if config.optimizer.micro_batch != "auto":
@@ -74,44 +89,6 @@ class MemoryRetry:
         drawn = config.generate.prompts_per_step * config.generate.candidates
         whole = config.images_per_step if kind == "understanding" else drawn
         return min(self.state.images_at_once.get(kind, whole), whole) // 2
-
-
-class Attempt:
-    """A context for one try of a step; ``done`` once the step ended well."""
-
-    def __init__(self, retry: MemoryRetry, kind: Kind, before: Snapshot) -> None:
-        self._retry, self._kind, self._before = retry, kind, before
-        self.done = False
-
-    def __enter__(self) -> None:
-        """Nothing to do: the state was copied before the first attempt."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """Put the state back if the step failed; swallow the error if a smaller step is tried next."""
-        if error is None:
-            self.done = True
-            return False
-        if not isinstance(error, Exception):
-            return False
-        state = self._retry.state
-        lacking = is_out_of_memory(error)
-        if lacking:
-            state.backbone.release_memory()
-            _let_go(error)
-        state.restore(self._before)
-        fewer = self._retry.fewer(self._kind) if lacking else 0
-        step = f"step {state.step + 1}"
-        if not fewer:
-            self._retry.save(state)
-            if lacking:
-                raise out_of_memory(step, alone=self._retry.config.optimizer.micro_batch == "auto") from error
-            return False
-        self._before.plain["images_at_once"][self._kind] = state.images_at_once[self._kind] = fewer
-        many = f"{fewer} image{'s' if fewer > 1 else ''} at a time"
-        self._retry.say(f"out of memory in {step}: going on with {many} in {self._kind} steps")
-        return True
 
 
 def _let_go(error: BaseException) -> None:

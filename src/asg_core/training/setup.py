@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from asg_core.backbones.devices import resolve_device, resolve_dtype
 from asg_core.backbones.interface import Backbone
-from asg_core.backbones.loading import load_backbone
 from asg_core.backbones.manifest import BackboneManifest
 from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.config.schema import RunConfig
@@ -19,6 +18,7 @@ from asg_core.data.image_pool import ImagePool
 from asg_core.runs.configuration import write_run_config
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.folder import RunFolder, fill_directory, read_json_lines
+from asg_core.runs.opening import load_base
 from asg_core.training.distributed import Processes, start_accelerator
 from asg_core.training.fsdp import shard_base
 from asg_core.training.preflight import check_free_space, check_plan
@@ -76,14 +76,10 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
 
 def _load(config: RunConfig, device: str, accelerator: Accelerator, processes: Processes) -> Backbone:
     own = device if processes.count == 1 else str(accelerator.device)
-    return load_backbone(
-        config.backbone,
-        weights=config.weights,
+    return load_base(
+        config,
         device="cpu" if processes.sharded else own,  # from the CPU each layer goes to its devices
         dtype=resolve_dtype(config.dtype, device),
-        options=config.backbone_options,
-        lora=config.lora,
-        seed=config.seed,
         gradient_checkpointing=config.gradient_checkpointing,
     )
 

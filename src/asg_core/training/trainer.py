@@ -31,7 +31,7 @@ from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
 from asg_core.runs.configuration import load_run_config
 from asg_core.runs.console import TrainingDisplay
-from asg_core.runs.folder import RunFolder, disk_problems
+from asg_core.runs.folder import disk_problems, run_config_file
 from asg_core.runs.samples import write_samples
 from asg_core.training.checkpoint import CheckpointManager
 from asg_core.training.chunked import Chunked
@@ -113,10 +113,7 @@ class Trainer:
             RunFolderError: ``run`` holds no run.
             CheckpointError: there are checkpoints and none is good, or the good one does not fit this run.
         """
-        folder = RunFolder(run)
-        if not folder.config.is_file():
-            RunFolder.reopen(run)
-        config = load_run_config(folder.config, []).model_copy(update={"out": run})
+        config = load_run_config(run_config_file(run)).model_copy(update={"out": run})
         if steps is not None:
             config = config.model_copy(update={"steps": steps})
         return cls(config, backbone, display, resumed=True)
@@ -189,7 +186,7 @@ class Trainer:
         at_once = self.state.images_at_once.get(kind, 0)
         model = Chunked(self.backbone, at_once) if at_once else self.backbone
         ctx = StepContext(config, number, ProcessGather(processes), processes.share(count).start, at_once)
-        images = ctx.images(model, self.setup.pool.take(count, processes))
+        images = ctx.images(model, self.setup.pool.take(count, processes.share(count), processes.gather))
         take = self._understanding if kind == "understanding" else self._generation
         return take(model, images, ctx)
 
