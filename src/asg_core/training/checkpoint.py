@@ -22,8 +22,7 @@ from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import random_state, set_random_state
-from asg_core.training.state import TrainState
+from asg_core.training.state import TrainState, random_state, set_random_state
 
 KEEP = 2
 """Good checkpoints kept in a run folder."""

@@ -21,7 +21,7 @@ from asg_core.evaluation.protocol import evaluation_protocol
 from asg_core.evaluation.store import AFTER, BEFORE, store
 from asg_core.runs.folder import read_json_lines, write_json
 from asg_core.runs.model_card import write_card
-from asg_core.runs.report import render_report
+from asg_core.runs.report.render import render_report
 from asg_core.training.memory import memory_problems
 from asg_core.training.schedule import kinds
 from asg_core.training.setup import RunSetup

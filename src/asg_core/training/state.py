@@ -1,16 +1,20 @@
 """Everything a step moves: adapters, moments, KL weights, noise floors, STE window, baseline, monitor, image cursor.
 
-METHOD, "State that a resume must restore exactly". The global random generators are in ``rng``.
+METHOD, "State that a resume must restore exactly". The global random generators of python, numpy and torch are saved
+with it: nothing of ours draws from them, but a plugin may.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field, TypeAdapter
@@ -29,7 +33,6 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import random_state, set_random_state
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 
@@ -190,3 +193,36 @@ def check_consistency(processes: Processes, config: RunConfig, state: TrainState
                     f"{other[name][:80]!r} instead of {value[:80]!r}",
                     "give all processes the same command, software, kind of device, images and weights, and resume",
                 )
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global generators now, as JSON data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - see above
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": _text(torch.get_rng_state()),
+        "cuda": [_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set what :func:`random_state` gave, also after a round trip through JSON. ValueError and others if it is not."""
+    name, keys, position, has_gauss, cached = state["numpy"]
+    words = np.array(keys, dtype=np.uint32)
+    if words.shape != (624,) or type(position) is not int or not 0 <= position <= 624:
+        raise ValueError("not a state of numpy's generator")  # numpy itself does not look
+    version, internal, gauss = state["python"]
+    torch.set_rng_state(_bytes(state["torch"]))
+    for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(_bytes(saved), device)
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state((name, words, position, has_gauss, cached))  # noqa: NPY002
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -6,7 +6,6 @@ Samples are chosen evenly over the run by position, never by result. With the li
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image
 from asg_core.data.image_file import open_image
 from asg_core.errors import ImageError
 from asg_core.runs.folder import Record
+from asg_core.runs.report.formats import data_uri
 
 UNDERSTANDING_ITEMS = 10
 """Most images of understanding steps shown."""
@@ -86,4 +86,4 @@ def thumbnail(samples_folder: Path, name: object) -> Thumbnail | None:
 def _uri(image: Image.Image, encoding: Literal["PNG", "JPEG"], **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, encoding, optimize=True, **options)
-    return f"data:image/{encoding.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_uri(buffer.getvalue(), f"image/{encoding.lower()}")

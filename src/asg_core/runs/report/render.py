@@ -18,7 +18,7 @@ from asg_core.config.schema import RunConfig
 from asg_core.method.prompts import FRAMINGS
 from asg_core.runs.folder import number, write_atomically
 from asg_core.runs.report import gallery, tables
-from asg_core.runs.report.data import RunData, read_run
+from asg_core.runs.report.data import RunData
 from asg_core.runs.report.formats import FILTERS
 from asg_core.runs.report.plots import RAW_POINTS, draw_panels
 
@@ -32,7 +32,7 @@ def render_report(run: Path) -> Path:
     Raises:
         RunFolderError: ``run`` holds no run.
     """
-    data = read_run(run)
+    data = RunData(run)
     config = _config(data)
     template = _environment().get_template("report.html.j2")
     page = template.render(
