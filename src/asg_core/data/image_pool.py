@@ -44,7 +44,6 @@ class ImagePool:
         on_quarantine: called once per bad file with its path inside the folder and the reason; may be replaced later.
 
     Attributes:
-        folder: as given.
         files: paths inside the folder with "/" between their parts, sorted by parts, good and bad ones.
         quarantined: bad files found so far and why.
 
@@ -159,6 +158,7 @@ class ImagePool:
 
         Raises:
             CheckpointError: the folder holds other files than then, so the order would be another one.
+            LookupError, TypeError, ValueError: ``state`` was not written by an image pool.
         """
         if state["files"] != self._fingerprint:
             raise CheckpointError(
@@ -168,11 +168,7 @@ class ImagePool:
             )
         epoch, position = state["epoch"], state["position"]
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self.files):
-            raise CheckpointError(
-                f"the place in {self.folder} is none: epoch {epoch!r:.50}, position {position!r:.50}",
-                "the state was not written by an image pool",
-                "start a new run",
-            )
+            raise ValueError(f"no place in {self.folder}: epoch {epoch!r:.50}, position {position!r:.50}")
         self._epoch, self._position = epoch, position
         self._order = self.order(epoch)
         self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}

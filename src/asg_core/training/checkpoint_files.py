@@ -89,10 +89,7 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any], list[CheckpointErro
 
 def steps(folder: Path) -> list[Path]:
     """Return all that is named like a checkpoint, good or not, the newest step first."""
-    try:
-        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    except OSError:
-        return []
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), path.name), reverse=True)
 
 

@@ -160,14 +160,10 @@ class Processes:
         self._stop_agreed = self._stop_agreed or any(m["stop"] for m in messages)
         return [m["value"] for m in messages]
 
-    def wait(self) -> None:
-        """Return when every process has called this."""
-        self.gather(None)
-
     def leave(self) -> None:
         """Part from the others at the end of a good run. A process that fails just ends, so that they notice."""
         if self.count > 1:
-            self.wait()
+            self.gather(None)
             dist.destroy_process_group()
 
 

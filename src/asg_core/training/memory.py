@@ -1,18 +1,13 @@
-"""Running out of memory: take the step again with fewer images at a time, or stop with everything as it was.
-
-for attempt in retry.attempts("understanding", roles):
-    with attempt:
-        items = ...                     # taken once if it fits
-"""
+"""Running out of memory: take the step again with fewer images at a time, or stop with everything as it was."""
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
@@ -32,12 +27,7 @@ class MemoryRetry:
 
     If a step fails, the state before it is put back, bit for bit, and saved. With ``optimizer.micro_batch=auto`` a step
     that runs out of memory is first taken again, with half as many images at a time, until it works on one.
-
-    Args:
-        config: of the run.
-        state: of the run.
-        save: writes a checkpoint of ``state``, without the other processes.
-        say: called with a line for a person.
+    ``save`` writes a checkpoint of ``state`` without the other processes, ``say`` is called with a line for a person.
     """
 
     def __init__(
@@ -59,7 +49,7 @@ class MemoryRetry:
     @contextmanager
     def _attempt(self, kind: Kind, roles: Collection[Role]) -> Iterator[None]:
         """Inside, a step is taken. If it fails its state is put back; the error ends here if a smaller step is left."""
-        state, before = self.state, self.state.snapshot(roles)
+        state, set_back = self.state, self.state.snapshot(roles)
         try:
             yield
             self._done = True
@@ -68,7 +58,7 @@ class MemoryRetry:
             if lacking:
                 state.backbone.release_memory()
                 _let_go(error)
-            state.restore(before)
+            set_back()
             step = f"step {state.step + 1}"
             if lacking and (fewer := self._fewer(kind)):
                 state.images_at_once[kind] = fewer
@@ -97,19 +87,7 @@ def _let_go(error: BaseException) -> None:
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-@contextmanager
-def memory_problems(where: str) -> Iterator[None]:
-    """Inside, the model runs outside of a step. Raises OutOfMemory for any error that says so."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(where) from error
-        raise
+    clear_device_cache(garbage_collection=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

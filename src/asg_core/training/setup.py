@@ -69,7 +69,7 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
         if pool is None:
             if processes.is_main and not folder.images.is_dir():
                 fill_directory(folder.images, lambda to: resolve(str(manifest.images))(to, config.seed))
-            processes.wait()
+            processes.gather(None)  # until it is filled
             pool = ImagePool(folder.images, config.seed)
         pool.on_quarantine = _quarantine(folder, processes, display)
         for file, why in pool.quarantined.items():

@@ -10,8 +10,7 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -48,27 +47,13 @@ _MAY_DIFFER = {"out", "weights"}
 """Settings that only say where something lies, which may differ between machines."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state before a step: plain part, random generators, and weights and moments of the roles it updates."""
-
-    plain: dict[str, Any]
-    random: dict[str, Any]
-    weights: dict[Role, list[Tensor]]
-    moments: dict[Role, dict[str, Tensor]]
-
-
 class TrainState:
     """The state of a run between two steps; adapters of the backbone and cursor of the pool are part of it.
 
     Attributes:
         step: number of the last finished step.
         seconds: time spent in steps.
-        optimizers: one per role.
-        learners: what the updates take, one per role.
         window: recent raw STE values.
-        baseline: the Solver's EMA baseline.
-        monitor: looks for collapse.
         nonfinite_in_a_row: finished steps in a row that dropped something not finite.
         images_at_once: images worked on at a time by kind of step, once memory has run out.
         rolled_back_for: alarms of the last rollback, until a checkpoint is saved again.
@@ -142,25 +127,24 @@ class TrainState:
         kept = {key: now[key] for key in _GOES_ON} | {"monitor": {}, "nonfinite_in_a_row": 0, "step": self.step}
         self.load_state_dict({**state, **kept})
 
-    def snapshot(self, roles: Collection[Role]) -> Snapshot:
-        """Return a copy, on the CPU, of all that a step which updates ``roles`` moves."""
-        chosen = {role: self.optimizers[role] for role in roles}
-        weights = {
-            role: [p.detach().to("cpu", copy=True) for p in optimizer.parameters.values()]
-            for role, optimizer in chosen.items()
-        }
-        moments = {role: optimizer.state() for role, optimizer in chosen.items()}
-        return Snapshot(self.state_dict(), random_state(), weights, moments)
+    def snapshot(self, roles: Collection[Role]) -> Callable[[], None]:
+        """Copy, to the CPU, all that a step which updates ``roles`` moves; return what sets it back, bit for bit."""
+        plain, random_now = self.state_dict(), random_state()
+        learning = [self.optimizers[role] for role in roles]
+        weights = [p.detach().to("cpu", copy=True) for one in learning for p in one.parameters.values()]
+        moments = [one.state() for one in learning]
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Set everything back, bit for bit."""
-        with torch.no_grad():
-            for role, weights in snapshot.weights.items():
-                for parameter, before in zip(self.optimizers[role].parameters.values(), weights, strict=True):
+        def set_back() -> None:
+            with torch.no_grad():
+                now = (p for one in learning for p in one.parameters.values())
+                for parameter, before in zip(now, weights, strict=True):
                     parameter.copy_(before)
-                self.optimizers[role].restore(snapshot.moments[role])
-        self.load_state_dict(snapshot.plain)
-        set_random_state(snapshot.random)
+            for one, state in zip(learning, moments, strict=True):
+                one.restore(state)
+            self.load_state_dict(plain)
+            set_random_state(random_now)
+
+        return set_back
 
     def digest(self) -> str:
         """Return a fingerprint of all adapter weights, moments and the plain part but wall time: equal only if every

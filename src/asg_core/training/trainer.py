@@ -79,7 +79,7 @@ class Trainer:
         try:
             self.state = TrainState(config, self.backbone, self.setup.pool, self.setup.accelerator)
             self.checkpoints = CheckpointManager(self.folder.checkpoints, self.processes, self.display.message)
-            self.retry = MemoryRetry(config, self.state, self.checkpoints.save_alone, self.display.message)
+            self.retry = MemoryRetry(config, self.state, self.checkpoints.write, self.display.message)
             # nothing of ours draws from the global generators, but a plugin may: each process has its own
             set_seed(config.seed, device_specific=True)
             if resumed:

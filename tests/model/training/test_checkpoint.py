@@ -69,7 +69,8 @@ def save(folder: Path, number: int, backbone: Backbone, optimizers: Optimizers) 
     state: Any = SimpleNamespace(
         step=number, backbone=backbone, optimizers=optimizers, state_dict=lambda: {"window": [0.5]}
     )
-    return CheckpointManager(folder).write(state)
+    assert CheckpointManager(folder).write(state) is None
+    return folder / f"step-{number:06d}"
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
@@ -35,8 +34,7 @@ REPORT_BYTES = 8 * 2**20
 """Upper bound of report.html that these limits add up to."""
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(NamedTuple):
     """An inlined image: its data URI, size in pixels as shown in the original, and whether it is pixel art."""
 
     uri: str

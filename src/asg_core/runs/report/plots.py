@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import matplotlib
@@ -73,8 +72,7 @@ class Panel(Section):
     only_if_nonzero: bool = False
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """Legend entry of a curve; ``early`` and ``late`` are means over the first and the last fifth of its steps."""
 
     metric: str
@@ -85,8 +83,7 @@ class Key:
     late: float
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A drawn panel: an SVG document and what goes around it."""
 
     panel: Panel

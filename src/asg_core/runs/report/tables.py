@@ -51,7 +51,7 @@ def alarm_steps(metrics: list[Record]) -> dict[str, list[int]]:
     return rings
 
 
-def changed_settings(config: Record) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value, default of asg_core) of every setting in ``config`` that differs from the default."""
-    defaults = flat(RunConfig().model_dump(mode="json"))
-    return [(key, value, defaults.get(key)) for key, value in flat(config).items() if value != defaults.get(key)]
+def changed_settings(config: Record, usual: RunConfig | None = None) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value, usual value) of every setting in ``config`` that is not; None: asg_core's default."""
+    values = flat((usual or RunConfig()).model_dump(mode="json"))
+    return [(key, value, values.get(key)) for key, value in flat(config).items() if value != values.get(key)]
