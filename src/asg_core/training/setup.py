@@ -60,7 +60,13 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
     processes = Processes(accelerator)
     out = Path(processes.gather(str(out))[0])
     pool = None if config.images is None else ImagePool(config.images, config.seed)
-    backbone = given or _load(config, device, accelerator, processes)
+    own = device if processes.count == 1 else str(accelerator.device)
+    backbone = given or load_base(
+        config,
+        device="cpu" if processes.sharded else own,  # from the CPU each layer goes to its devices
+        dtype=resolve_dtype(config.dtype, device),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     if processes.sharded:
         shard_base(backbone, accelerator.device, processes.count)
     check_free_space(out, backbone)
@@ -78,16 +84,6 @@ def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, 
         folder.close()
         raise
     return RunSetup(config, manifest, backbone, accelerator, processes, folder, pool, display)
-
-
-def _load(config: RunConfig, device: str, accelerator: Accelerator, processes: Processes) -> Backbone:
-    own = device if processes.count == 1 else str(accelerator.device)
-    return load_base(
-        config,
-        device="cpu" if processes.sharded else own,  # from the CPU each layer goes to its devices
-        dtype=resolve_dtype(config.dtype, device),
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
 
 
 def _open_folder(config: RunConfig, out: Path, processes: Processes, *, resumed: bool) -> RunFolder:

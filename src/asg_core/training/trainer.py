@@ -35,9 +35,8 @@ from asg_core.runs.folder import disk_problems, run_config_file
 from asg_core.runs.samples import write_samples
 from asg_core.training.checkpoint import CheckpointManager
 from asg_core.training.chunked import Chunked
-from asg_core.training.distributed import launched_rank
+from asg_core.training.distributed import ProcessGather, launched_rank
 from asg_core.training.finish import RunSummary, evaluate, finish_run
-from asg_core.training.gather import ProcessGather
 from asg_core.training.memory import MemoryRetry
 from asg_core.training.metrics import generation_metrics, text_update_metrics, understanding_metrics, update_metrics
 from asg_core.training.profiler import profiled
@@ -46,6 +45,8 @@ from asg_core.training.setup import set_up
 from asg_core.training.state import TEXT_ROLES, TrainState, check_consistency
 
 Items = list[UnderstandingItem] | list[GenerationItem]
+Taken = tuple[Items, dict[str, Any]]
+"""The items of all processes and the metrics of a step."""
 
 
 class Trainer:
@@ -178,8 +179,8 @@ class Trainer:
         if number % self.config.checkpoint_every_steps == 0:
             self._save()
 
-    def _take_step(self, number: int, kind: Kind) -> tuple[Items, dict[str, Any]]:
-        """Sample, score and update; return the items of all processes and the step's metrics."""
+    def _take_step(self, number: int, kind: Kind) -> Taken:
+        """Sample, score and update."""
         config, processes = self.config, self.processes
         count = config.images_per_step if kind == "understanding" else config.generate.prompts_per_step
         at_once = self.state.images_at_once.get(kind, 0)
@@ -189,9 +190,7 @@ class Trainer:
         take = self._understanding if kind == "understanding" else self._generation
         return take(model, images, ctx)
 
-    def _understanding(
-        self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext
-    ) -> tuple[list[UnderstandingItem], dict[str, Any]]:
+    def _understanding(self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> Taken:
         learners = self.state.learners
         items = understanding_step(model, images, ctx, self.state.window, self.state.baseline)
         reports = {
@@ -200,9 +199,7 @@ class Trainer:
         }
         return items, understanding_metrics(items) | text_update_metrics(reports, learners)
 
-    def _generation(
-        self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext
-    ) -> tuple[list[GenerationItem], dict[str, Any]]:
+    def _generation(self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> Taken:
         items = generation_step(model, images, ctx)
         report = update_generator(model, items, self.state.learners[Role.GENERATOR], ctx)
         tokens = self.setup.manifest.capabilities.image_loss == "tokens"
