@@ -19,6 +19,7 @@ from asg_core.errors import RunFolderError
 
 Record = dict[str, Any]
 
+_FILES = ("config.yaml", "metrics.jsonl", "quarantine.jsonl")
 _FOLDERS = ("samples", "adapters", "checkpoints", "evaluation")
 _DISK_PROBLEMS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
@@ -28,18 +29,11 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config, self.metrics, self.quarantine = (path / name for name in _FILES)
+        self.samples, self.adapters, self.checkpoints, self.evaluation = (path / name for name in _FOLDERS)
+        self.images = path / "images"
+        self.summary, self.profile = path / "summary.json", path / "profile.json"
         self._lock: IO[str] | None = None
-
-    config = property(lambda self: self.path / "config.yaml")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
-    quarantine = property(lambda self: self.path / "quarantine.jsonl")
-    samples = property(lambda self: self.path / "samples")
-    adapters = property(lambda self: self.path / "adapters")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    evaluation = property(lambda self: self.path / "evaluation")
-    images = property(lambda self: self.path / "images")
-    summary = property(lambda self: self.path / "summary.json")
-    profile = property(lambda self: self.path / "profile.json")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:

@@ -11,7 +11,7 @@ from asg_core.backbones.manifest import BackboneManifest
 from asg_core.config.schema import RunConfig
 from asg_core.config.validation import validate
 from asg_core.runs.folder import RunFolder, read_json_lines, write_atomically
-from asg_core.runs.report.tables import changed_settings
+from asg_core.runs.report.data import changed_settings
 
 _OF_ONE_MACHINE = ("out", "images", "weights")
 

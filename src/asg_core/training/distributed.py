@@ -171,14 +171,14 @@ class Processes:
         if self.count == 1:
             return [value]
         message = json.dumps({"stop": self.stop_requested, "value": value}).encode()
-        mine = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         with peers(self.rank):
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-            dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
-            longest = max(int(size) for size in sizes)
-            padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
-            dist.all_gather(padded, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=self._group)
-        messages = [json.loads(row[: int(n)].numpy().tobytes()) for row, n in zip(padded, sizes, strict=True)]
+            dist.all_gather(sizes, torch.tensor([len(message)]), group=self._group)
+            padded = message.ljust(max(map(int, sizes)))  # with blanks, which end no JSON text
+            mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
+            rows = [torch.empty_like(mine) for _ in sizes]
+            dist.all_gather(rows, mine, group=self._group)
+        messages = [json.loads(row.numpy().tobytes()) for row in rows]
         self._stop_agreed = self._stop_agreed or any(m["stop"] for m in messages)
         return [m["value"] for m in messages]
 

@@ -1,4 +1,4 @@
-"""Reading a run folder for the report, whatever state the run was left in.
+"""What the report says of a run, from its folder, whatever state the run was left in.
 
 A run may have been killed while it wrote, so nothing here insists on a complete folder: what cannot be read is left out
 and named in :attr:`RunData.problems`, which the report shows.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from asg_core.config.schema import RunConfig
+from asg_core.config.validation import flat
 from asg_core.errors import RunFolderError
 from asg_core.runs.folder import Record, RunFolder, json_lines, number
+
+_NOT_MEASURED = {"step", "kind", "alarms"}
 
 
 class RunData:
@@ -85,3 +90,33 @@ class RunData:
             elif record is None:
                 self.problems.append(f"Line {position} of {path.name} is not a JSON object; it was skipped.")
         return [record for record in lines if record is not None]
+
+    def metric_values(self) -> dict[str, list[float]]:
+        """Every numeric metric with a value, in the order of first appearance, on the steps that have it."""
+        values: dict[str, list[float]] = {}
+        for record in self.metrics:
+            for key, value in record.items():
+                found = number(value)
+                if key not in _NOT_MEASURED and found is not None:
+                    values.setdefault(key, []).append(found)
+        return values
+
+    def alarm_steps(self) -> dict[str, list[int]]:
+        """The steps on which each collapse alarm rang; alarms by first ring."""
+        rings: dict[str, list[int]] = {}
+        for record in self.metrics:
+            for name in record.get("alarms") or []:
+                rings.setdefault(str(name), []).append(int(record["step"]))
+        return rings
+
+
+def early_and_late(values: list[float]) -> tuple[float, float]:
+    """Means of the first and of the last fifth of ``values``, of one value at least; ``values`` is not empty."""
+    fifth = max(1, len(values) // 5)
+    return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
+
+
+def changed_settings(config: Record, usual: RunConfig | None = None) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value, usual value) of every setting in ``config`` that is not; None: asg_core's default."""
+    values = flat((usual or RunConfig()).model_dump(mode="json"))
+    return [(key, value, values.get(key)) for key, value in flat(config).items() if value != values.get(key)]

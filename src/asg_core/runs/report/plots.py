@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from asg_core.config.schema import RunConfig, Section
 from asg_core.method.rewards import BELL_CENTRE, BELL_WIDTH
 from asg_core.runs.folder import Record, number
-from asg_core.runs.report.tables import early_and_late
+from asg_core.runs.report.data import early_and_late
 
 RAW_POINTS = 300
 """Most raw points drawn per curve; beyond it each bin of steps shows its smallest and largest value."""

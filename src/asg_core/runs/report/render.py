@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from asg_core.config.schema import RunConfig
 from asg_core.method.prompts import FRAMINGS
 from asg_core.runs.folder import number, write_atomically
-from asg_core.runs.report import gallery, tables
-from asg_core.runs.report.data import RunData
+from asg_core.runs.report import gallery
+from asg_core.runs.report.data import RunData, changed_settings, early_and_late
 from asg_core.runs.report.formats import FILTERS
 from asg_core.runs.report.plots import RAW_POINTS, draw_panels
 
@@ -57,7 +57,8 @@ def _environment() -> Environment:
     )
     environment.filters.update(FILTERS, median=median)
     environment.tests["number"] = lambda value: number(value) is not None
-    environment.globals.update(gallery=gallery, tables=tables, framings=FRAMINGS, raw_points=RAW_POINTS, log=math.log)
+    environment.globals.update(early_and_late=early_and_late, changed_settings=changed_settings)
+    environment.globals.update(gallery=gallery, framings=FRAMINGS, raw_points=RAW_POINTS, log=math.log)
     return environment
 
 
