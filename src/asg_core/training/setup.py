@@ -48,8 +48,7 @@ class RunSetup:
 def set_up(config: RunConfig, given: Backbone | None, display: TrainingDisplay, *, resumed: bool) -> RunSetup:
     """Check the plan, join the processes, read the images, load the backbone (if none is given), open the run folder.
 
-    Raises:
-        AsgError: whichever part is not good.
+    Raises an AsgError for whichever part is not good.
     """
     manifest = find_manifest(config.backbone) if given is None else given.manifest
     planned = check_plan(config, manifest)

@@ -120,8 +120,7 @@ class TrainState:
     def return_to(self, state: Mapping[str, Any]) -> None:
         """Set the plain part that a rollback takes back; steps, images and time go on, the monitor forgets.
 
-        Raises:
-            LookupError, TypeError, ValueError: ``state`` is not of this run.
+        Raises what :meth:`load_state_dict` raises.
         """
         now = self.state_dict()
         kept = {key: now[key] for key in _GOES_ON} | {"monitor": {}, "nonfinite_in_a_row": 0, "step": self.step}

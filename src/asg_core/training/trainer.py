@@ -104,10 +104,7 @@ class Trainer:
     ) -> Trainer:
         """Return a trainer that continues the run in folder ``run`` from its newest good checkpoint, bit for bit.
 
-        Args:
-            run: the run folder.
-            steps: new total number of steps, or None for the configured one.
-            backbone, display: as for a new run.
+        ``steps`` is a new total number of steps, None the configured one; ``backbone``, ``display`` as for a new run.
 
         Raises:
             RunFolderError: ``run`` holds no run.
