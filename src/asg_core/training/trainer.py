@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -262,12 +262,8 @@ def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[No
 
     Outside the main thread nothing is changed: the embedding program handles signals.
     """
-    try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        previous = {}
-    try:
+    with ExitStack() as undo:
+        with suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                undo.callback(signal.signal, number, signal.signal(number, handle))
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """Which samples the report shows, and their images, small enough to inline.
 
-Samples are chosen evenly over the run by position, never by result. With the limits below a report stays under
-:data:`REPORT_BYTES` however long the run was.
+Samples are chosen evenly over the run by position, never by result.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ THUMBNAIL_SIDE = 320
 THUMBNAIL_BYTES = 48 * 1024
 """Encoded size that a thumbnail's quality is lowered to meet."""
 REPORT_BYTES = 8 * 2**20
-"""Upper bound of report.html that these limits add up to."""
+"""Upper bound of report.html that these limits add up to, however long the run was."""
 
 
 class Thumbnail(NamedTuple):

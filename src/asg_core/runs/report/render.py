@@ -1,8 +1,4 @@
-"""report.html of a run: everything a colleague needs to judge it, in one file without scripts or outside resources.
-
-``render_report(Path("runs/tiny-1"))`` may be called at any time: on a finished run, on an interrupted one, or while the
-run is still going.
-"""
+"""report.html of a run: everything a colleague needs to judge it, in one file without scripts or outside resources."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from asg_core.runs.report.plots import RAW_POINTS, draw_panels
 
 
 def render_report(run: Path) -> Path:
-    """Read the run folder ``run`` and write ``run/report.html``, whole or not at all.
+    """Read the run folder ``run``, whose run may still be going, and write ``run/report.html``, whole or not at all.
 
     The file is self-contained (images and plots inlined, no script), at most :data:`gallery.REPORT_BYTES` long, and the
     same bytes for the same folder. Missing or damaged parts of the folder are left out and named in the report.
