@@ -194,7 +194,7 @@ m('device = "cpu" if key == "step" else', 'value, device = torch.zeros_like(valu
 m = _of("training/schedule.py", "unit/training/test_schedule.py")
 m("(step - 1) % (u + g) < u", "step % (u + g) < u", "the first step is of the wrong kind")
 
-m = _of("training/rng.py", "model/training/test_checkpoint.py")
+m = _of("training/state.py", "model/training/test_checkpoint.py")
 m("random.setstate((version, tuple(internal), gauss))", "random.getstate()", "a plugin's draws differ after a resume")
 m("np.random.set_state((name,", "(lambda *_: None)((name,", "a plugin's draws differ after a resume")
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Render and print the path."""
     run_config_file(args.run_folder)
-    from asg_core.runs.report import render_report
+    from asg_core.runs.report.render import render_report
 
     print(render_report(args.run_folder))
     return 0

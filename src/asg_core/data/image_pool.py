@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -23,22 +23,8 @@ from asg_core.config.seeding import derive_seed
 from asg_core.data.image_file import SUFFIXES, open_image, verify_image
 from asg_core.errors import CheckpointError, ImageError
 
-T = TypeVar("T")
-
 VERIFY_UP_TO = 2000
 """Folders of at most this many files are decoded once at the start, so that all bad files are known before training."""
-
-
-class Processes(Protocol):
-    """What a pool needs of a run on several processes (``training.distributed.Processes``)."""
-
-    def share(self, total: int) -> range:
-        """Return which of ``total`` things are this process's."""
-        ...
-
-    def gather(self, value: T) -> list[T]:
-        """Return the ``value`` of every process, JSON data."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +44,6 @@ class ImagePool:
         on_quarantine: called once per bad file with its path inside the folder and the reason; may be replaced later.
 
     Attributes:
-        folder: as given.
         files: paths inside the folder with "/" between their parts, sorted by parts, good and bad ones.
         quarantined: bad files found so far and why.
 
@@ -96,26 +81,29 @@ class ImagePool:
         rng = np.random.default_rng(derive_seed(self.seed, "images", epoch))
         return [int(i) for i in rng.permutation(len(self.files))]
 
-    def take(self, count: int, processes: Processes | None = None) -> list[PoolImage]:
+    def take(
+        self, count: int, share: range | None = None, gather: Callable[[Any], list[Any]] = lambda value: [value]
+    ) -> list[PoolImage]:
         """The next ``count`` images. A file that cannot be read is set aside and the next one is drawn instead.
 
         Files are decoded on threads, those of the next call while the caller works on these; what is taken or set
         aside, and when, does not depend on that.
 
         Args:
-            processes: if several, each opens and gets its own share, and a file that one of them cannot read is bad
-                for all; None if there is one.
+            share: which of them this process opens and gets, where several work together; None: all.
+            gather: returns JSON data of every process: a file that one of them cannot read is bad for all.
 
         Raises:
             ImageError: every file turned out to be bad.
             ProcessError: another process has ended.
         """
+        share = range(count) if share is None else share
         files: list[str] = []
         opened: dict[str, PoolImage] = {}
         while True:
             while len(files) < count:
                 files.append(self._next())
-            mine = files if processes is None else [files[i] for i in processes.share(count)]
+            mine = [files[i] for i in share]
             wanted = [file for file in dict.fromkeys(mine) if file not in opened]
             self._decode(wanted)
             bad: dict[str, str] = {}
@@ -124,10 +112,9 @@ class ImagePool:
                     opened[file] = PoolImage(self.folder / file, self._ahead.pop(file).result())
                 except ImageError as error:
                     bad[file] = error.why
-            shares = [bad] if processes is None else processes.gather(bad)
-            found = {file: why for share in shares for file, why in share.items()}
+            found = {file: why for theirs in gather(bad) for file, why in theirs.items()}
             if not found:
-                self._look_ahead(count, processes)
+                self._look_ahead(count, share)
                 return [opened[file] for file in mine]
             for file, why in found.items():
                 self._set_aside(file, why)
@@ -139,11 +126,11 @@ class ImagePool:
             if file not in self._ahead:
                 self._ahead[file] = self._threads.submit(open_image, self.folder / file)
 
-    def _look_ahead(self, count: int, processes: Processes | None) -> None:
+    def _look_ahead(self, count: int, share: range) -> None:
         """Begin with what a next call for as many images would take from this epoch, and forget any other."""
         coming = (self.files[i] for i in self._order[self._position :])
         files = list(islice((file for file in coming if file not in self.quarantined), count))
-        mine = files if processes is None else [files[i] for i in processes.share(count) if i < len(files)]
+        mine = [files[i] for i in share if i < len(files)]
         self._ahead = {file: self._ahead[file] for file in mine if file in self._ahead}
         self._decode(mine)
 
@@ -171,6 +158,7 @@ class ImagePool:
 
         Raises:
             CheckpointError: the folder holds other files than then, so the order would be another one.
+            LookupError, TypeError, ValueError: ``state`` was not written by an image pool.
         """
         if state["files"] != self._fingerprint:
             raise CheckpointError(
@@ -180,11 +168,7 @@ class ImagePool:
             )
         epoch, position = state["epoch"], state["position"]
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self.files):
-            raise CheckpointError(
-                f"the place in {self.folder} is none: epoch {epoch!r:.50}, position {position!r:.50}",
-                "the state was not written by an image pool",
-                "start a new run",
-            )
+            raise ValueError(f"no place in {self.folder}: epoch {epoch!r:.50}, position {position!r:.50}")
         self._epoch, self._position = epoch, position
         self._order = self.order(epoch)
         self.quarantined |= {str(file): str(reason) for file, reason in state["quarantined"].items()}

@@ -1,11 +1,5 @@
 """What a person sees while training runs: a live table on a terminal, one plain line per step anywhere else.
 
-    with TrainingDisplay(config.steps) as display:
-        with display.task("evaluating before") as progress:
-            evaluate(EvaluationRequest(..., progress=progress))
-        display.step(record)        # the record that goes to metrics.jsonl
-        display.message("saved")
-
 Plain lines hold no control characters whatever a file name or a model puts into them, so logs stay readable.
 """
 
@@ -16,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import fmean
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -76,13 +71,13 @@ class TrainingDisplay:
         self._done = int(numbers.get("step", self._done + 1))
         if "seconds" in numbers:
             self._seconds.append(numbers["seconds"])
+        took = f"{numbers['seconds']:.1f} s" if "seconds" in numbers else ""
+        position, times = self._position(), [part for part in (took, self._left()) if part]
         if self._interactive:
-            note = f"{numbers['seconds']:.1f} s" if "seconds" in numbers else ""
-            self._progress.update(
-                self._training, description=self._position(), completed=self._done, note=f"{note}  {self._left()}"
-            )
+            self._progress.update(self._training, description=position, completed=self._done, note="  ".join(times))
         else:
-            self._line(self._summary(str(metrics.get("kind") or ""), numbers))
+            head = f"{position} {metrics.get('kind') or ''}".rstrip()
+            self._line("  ".join([head, *_summary(numbers), *times]))
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -117,29 +112,10 @@ class TrainingDisplay:
         return f"step {self._done:{width}d}/{self.total_steps}"
 
     def _left(self) -> str:
-        remaining = max(0, self.total_steps - self._done)
         if not self._seconds:
             return ""
-        return f"left {timedelta(seconds=round(remaining * sum(self._seconds) / len(self._seconds)))}"
-
-    def _summary(self, kind: str, numbers: Mapping[str, float]) -> str:
-        parts = [f"{self._position()} {kind}".rstrip()]
-        for stem, title, form in (("reward", "reward", "+.3f"), ("kl", "KL", ".2g")):
-            values = [f"{role} {numbers[f'{stem}_{role}']:{form}}" for role in _ROLES if f"{stem}_{role}" in numbers]
-            if values:
-                parts.append(f"{title} {' '.join(values)}")
-        for key, title in (("h_sc", "H_sc"), ("ste_raw", "STE"), ("s_fid", "S_fid"), ("s_cyc", "S_cyc")):
-            if key in numbers:
-                parts.append(f"{title} {numbers[key]:.3f}")
-        if numbers.get("questions", 0) > 0 and numbers.get("gate_failures") == numbers["questions"]:
-            parts.append("no completion is a question")
-        if numbers.get("skipped", 0) > 0 and numbers.get("specs") == 0:
-            parts.append("no image got a usable spec")
-        if numbers.get("nonfinite"):
-            parts.append(f"{numbers['nonfinite']:.0f} non-finite dropped")
-        if "seconds" in numbers:
-            parts.append(f"{numbers['seconds']:.1f} s")
-        return "  ".join(part for part in (*parts, self._left()) if part)
+        seconds = max(0, self.total_steps - self._done) * fmean(self._seconds)
+        return f"left {timedelta(seconds=round(seconds))}"
 
     def _render(self) -> Group:
         if not self._latest:
@@ -157,6 +133,22 @@ class TrainingDisplay:
 
 _TABLE = {"reward": "+.3f", "kl": ".2g", "beta": ".2g", "grad_norm": ".3f"}
 _SIGNALS = {"h_sc": "H_sc", "ste_raw": "STE", "majority_share": "majority", "s_fid": "S_fid", "s_cyc": "S_cyc"}
+
+
+def _summary(numbers: Mapping[str, float]) -> Iterator[str]:
+    for stem, title, form in (("reward", "reward", "+.3f"), ("kl", "KL", ".2g")):
+        values = [f"{role} {numbers[f'{stem}_{role}']:{form}}" for role in _ROLES if f"{stem}_{role}" in numbers]
+        if values:
+            yield f"{title} {' '.join(values)}"
+    for key, title in _SIGNALS.items():
+        if key in numbers and key != "majority_share":
+            yield f"{title} {numbers[key]:.3f}"
+    if numbers.get("questions", 0) > 0 and numbers.get("gate_failures") == numbers["questions"]:
+        yield "no completion is a question"
+    if numbers.get("skipped", 0) > 0 and numbers.get("specs") == 0:
+        yield "no image got a usable spec"
+    if numbers.get("nonfinite"):
+        yield f"{numbers['nonfinite']:.0f} non-finite dropped"
 
 
 def _printable(text: str) -> str:

@@ -19,37 +19,27 @@ from asg_core.errors import RunFolderError
 
 Record = dict[str, Any]
 
+_FILES = ("config.yaml", "metrics.jsonl", "quarantine.jsonl")
 _FOLDERS = ("samples", "adapters", "checkpoints", "evaluation")
 _DISK_PROBLEMS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 class RunFolder:
-    """Paths of one run. Use :meth:`create` for a new run and :meth:`reopen` to continue one; both take the write lock.
-
-    Attributes:
-        path: the folder.
-    """
+    """Paths of one run. :meth:`create` makes a new one, :meth:`reopen` continues one; both take the write lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config, self.metrics, self.quarantine = (path / name for name in _FILES)
+        self.samples, self.adapters, self.checkpoints, self.evaluation = (path / name for name in _FOLDERS)
+        self.images = path / "images"
+        self.summary, self.profile = path / "summary.json", path / "profile.json"
         self._lock: IO[str] | None = None
-
-    config = property(lambda self: self.path / "config.yaml")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
-    quarantine = property(lambda self: self.path / "quarantine.jsonl")
-    samples = property(lambda self: self.path / "samples")
-    adapters = property(lambda self: self.path / "adapters")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    evaluation = property(lambda self: self.path / "evaluation")
-    images = property(lambda self: self.path / "images")
-    summary = property(lambda self: self.path / "summary.json")
-    profile = property(lambda self: self.path / "profile.json")
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
         """Make a new run folder. Raises RunFolderError if it holds another run or files, or cannot be written."""
         folder = cls(path)
-        try:
+        with writing_to(path, "out="):
             _require_new(path)
             path.mkdir(parents=True, exist_ok=True)
             folder._acquire()
@@ -63,12 +53,6 @@ class RunFolder:
             except BaseException:
                 folder.close()
                 raise
-        except OSError as error:
-            raise RunFolderError(
-                f"out={path} cannot be written",
-                str(error),
-                "check its permissions and free space, or choose another out=DIR",
-            ) from error
         return folder
 
     @classmethod
@@ -79,7 +63,8 @@ class RunFolder:
         with disk_problems(path):
             folder._acquire()
             for file in (folder.metrics, folder.quarantine):
-                _drop_torn_line(file)
+                if file.is_file():  # what follows the last line end is of a kill while appending
+                    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
         return folder
 
     def _acquire(self) -> None:
@@ -169,13 +154,15 @@ def disk_problems(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing_to(out: Path) -> Iterator[None]:
-    """Turns an OSError of writing what ``--out`` names into a RunFolderError."""
+def writing_to(out: Path, option: str = "--out ") -> Iterator[None]:
+    """Turns an OSError of writing what ``option`` names into a RunFolderError."""
     try:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"--out {out} cannot be used", error.strerror or str(error), "choose a folder that you may write"
+            f"{option}{out} cannot be written",
+            str(error),
+            "check its permissions and free space, or choose another folder",
         ) from error
 
 
@@ -202,14 +189,6 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _drop_torn_line(file: Path) -> None:
-    """Cut what follows the last line end, as a kill while appending leaves it, so that appending can go on."""
-    if file.is_file():
-        whole = file.read_bytes().rfind(b"\n") + 1
-        if whole < file.stat().st_size:
-            os.truncate(file, whole)
 
 
 def write_atomically(file: Path, text: str) -> None:

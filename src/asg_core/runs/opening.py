@@ -29,11 +29,8 @@ class OpenedModel:
 
 
 def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
-    """Load the base model that ``overrides`` describe, or with ``run`` that run's model and its adapters.
-
-    Args:
-        run: a run folder, whose configuration lies below ``overrides``; None for the base model.
-        overrides: ``key=value`` words.
+    """Load the base model that ``key=value`` words describe, or with the folder of a ``run`` that run's model and its
+    adapters; the words lie above its configuration.
 
     Raises:
         ConfigError, PluginError, WeightsError, RunFolderError.
@@ -50,9 +47,7 @@ def open_model(run: Path | None, overrides: Sequence[str]) -> OpenedModel:
 def load_base(config: RunConfig, **instead: Any) -> Backbone:
     """The backbone of ``config`` with fresh adapters, without gradient checkpointing.
 
-    Args:
-        config: says what to load.
-        instead: arguments of ``load_backbone`` that count more than the configuration. Raises what that raises.
+    ``instead`` are arguments of ``load_backbone`` that count more than the configuration. Raises what that raises.
     """
     from asg_core.backbones.loading import load_backbone
 

@@ -22,8 +22,7 @@ from asg_core.runs.folder import fsync_path
 from asg_core.training.checkpoint_files import SCHEMA, is_good, newest_good, sha256, short, step_of, steps, verify
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import random_state, set_random_state
-from asg_core.training.state import TrainState
+from asg_core.training.state import TrainState, random_state, set_random_state
 
 KEEP = 2
 """Good checkpoints kept in a run folder."""
@@ -43,13 +42,7 @@ _MISFITS = (
 
 
 class CheckpointManager:
-    """The checkpoints of one run, which the first process writes and every process reads.
-
-    Args:
-        folder: ``checkpoints`` of the run folder.
-        processes: of the run; None if there is one.
-        say: called with a line for a person.
-    """
+    """The checkpoints of one run, which the first process writes and every process reads; ``say`` gets lines."""
 
     def __init__(
         self, folder: Path, processes: Processes | None = None, say: Callable[[str], None] = lambda line: None
@@ -67,37 +60,21 @@ class CheckpointManager:
             self._say(f"step {state.step} is not saved: too soon after a rollback")
             return None
         _, *others = self._processes.gather(random_state())
-        problem = self.save_alone(state, others)
+        problem = self.write(state, others)
         if not self._processes.gather(problem is not None)[0]:
             state.rolled_back_for = ()
         return problem
 
-    def save_alone(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> CheckpointError | None:
+    def write(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> CheckpointError | None:
         """Write as :meth:`save`, without the other processes, which may be gone; not the first one: do nothing.
 
+        A good checkpoint of the same step is left as it is. Afterwards older ones beyond ``KEEP`` good ones go.
         ``others`` are the global random generators of the other processes, by rank; those left out start from the seed.
-        """
-        if not self._processes.is_main:
-            return None
-        try:
-            self.write(state, others)
-        except CheckpointError as error:
-            self._say(f"warning: {error}")
-            return error
-        return None
-
-    def write(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> Path:
-        """Write the checkpoint of ``state.step``; remove older ones beyond ``KEEP`` good ones afterwards.
-
-        A good checkpoint of the same step is left as it is.
-
-        Raises:
-            CheckpointError: it could not be written, e.g. because the disk is full. Everything older is still there.
         """
         step = state.step
         final, temporary = self.folder / f"step-{step:06d}", self.folder / f".tmp-step-{step:06d}"
-        if is_good(final):
-            return final
+        if not self._processes.is_main or is_good(final):
+            return None
         try:
             for left in self.folder.glob(".tmp-step-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -108,16 +85,18 @@ class CheckpointManager:
                 shutil.rmtree(final)
             temporary.rename(final)
             fsync_path(self.folder)
-        except (OSError, SafetensorError) as error:
+            verify(final)
+        except (OSError, SafetensorError, CheckpointError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(
+            problem = CheckpointError(
                 f"the checkpoint of step {step} could not be written",
                 str(error),
                 f"free some space on the disk of {self.folder}; the older checkpoints are untouched",
-            ) from error
-        verify(final)
+            )
+            self._say(f"warning: {problem}")
+            return problem
         self._prune(final)
-        return final
+        return None
 
     def resume(self, state: TrainState) -> None:
         """Set ``state`` and the global random generators from the newest good checkpoint, if any was written.

@@ -89,10 +89,7 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any], list[CheckpointErro
 
 def steps(folder: Path) -> list[Path]:
     """Return all that is named like a checkpoint, good or not, the newest step first."""
-    try:
-        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    except OSError:
-        return []
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), path.name), reverse=True)
 
 
@@ -128,11 +125,9 @@ def _read_object(checkpoint: Path, name: str, found: set[str]) -> dict[str, Any]
     if name not in found:
         raise _damaged(checkpoint, f"{name} is missing")
     try:
-        with (checkpoint / name).open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-        if len(raw) > MAX_JSON_BYTES:
+        if (checkpoint / name).stat().st_size > MAX_JSON_BYTES:
             raise _damaged(checkpoint, f"{name} has more than {MAX_JSON_BYTES} bytes")
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads((checkpoint / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(checkpoint, f"{name}: {short(error)}") from error
     if not isinstance(value, dict):

@@ -13,16 +13,25 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
+from PIL import Image
 
+from asg_core.backbones.interface import ImageRequest, ImageSample, TextRequest, TextSample
+from asg_core.data.image_pool import PoolImage
 from asg_core.errors import ConfigError, ProcessError
+from asg_core.method.answers import Vote
+from asg_core.method.context import Gather
+from asg_core.method.prompts import Spec
+from asg_core.method.records import Answer, Candidate, GenerationItem, Question, SpecQuestion, UnderstandingItem
+from asg_core.method.rewards import ProposerReward
 
 T = TypeVar("T")
 
@@ -32,6 +41,19 @@ process that dies is noticed at once, because its connections close."""
 
 DATA_TIMEOUT = timedelta(minutes=30)
 """How long a process waits in a gradient sum: longer than the backward pass of the largest share."""
+
+ELSEWHERE = Image.new("RGB", (1, 1))
+"""Stands for an image whose pixels another process has."""
+
+_STAYS = {"image": ELSEWHERE, "trajectory": {}, "token_logprobs": None, "greedy": None, "mine": False}
+"""Fields of records that are not sent, and what stands there in the other processes."""
+
+_TYPE = "\n"
+"""Key of a record's type: no field has this name, and no label of a vote a line break."""
+
+_UNDERSTANDING = (UnderstandingItem, Question, Answer, TextSample, TextRequest, Vote, ProposerReward, PoolImage)
+_GENERATION = (GenerationItem, Spec, SpecQuestion, Candidate, ImageSample, ImageRequest)
+_RECORDS: dict[str, Any] = {record.__name__: record for record in (*_UNDERSTANDING, *_GENERATION)}
 
 
 def launched_rank() -> int:
@@ -149,25 +171,21 @@ class Processes:
         if self.count == 1:
             return [value]
         message = json.dumps({"stop": self.stop_requested, "value": value}).encode()
-        mine = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         with peers(self.rank):
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-            dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
-            longest = max(int(size) for size in sizes)
-            padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.count)]
-            dist.all_gather(padded, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=self._group)
-        messages = [json.loads(row[: int(n)].numpy().tobytes()) for row, n in zip(padded, sizes, strict=True)]
+            dist.all_gather(sizes, torch.tensor([len(message)]), group=self._group)
+            padded = message.ljust(max(map(int, sizes)))  # with blanks, which end no JSON text
+            mine = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
+            rows = [torch.empty_like(mine) for _ in sizes]
+            dist.all_gather(rows, mine, group=self._group)
+        messages = [json.loads(row.numpy().tobytes()) for row in rows]
         self._stop_agreed = self._stop_agreed or any(m["stop"] for m in messages)
         return [m["value"] for m in messages]
-
-    def wait(self) -> None:
-        """Return when every process has called this."""
-        self.gather(None)
 
     def leave(self) -> None:
         """Part from the others at the end of a good run. A process that fails just ends, so that they notice."""
         if self.count > 1:
-            self.wait()
+            self.gather(None)
             dist.destroy_process_group()
 
 
@@ -182,3 +200,48 @@ def peers(rank: int) -> Iterator[None]:
             " ".join(str(error).split())[:200],
             "read the message of the process that ended first; 'asg train resume=DIR' goes on from the last checkpoint",
         ) from error
+
+
+class ProcessGather(Gather):
+    """Joins the shares of all processes of a run: their records go around as JSON.
+
+    Pixels, trajectories and greedy answers stay with the process that made them: nothing computed from the records of
+    other processes (rewards, advantages, metrics) needs them.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def __call__(self, items: Sequence[T]) -> list[T]:
+        """Return the items of all processes in the order of the step's images; own ones are the objects given."""
+        processes = self._processes
+        if processes.count == 1 or processes.sharded:
+            return list(items)
+        shares: list[Sequence[T]] = [
+            items if rank == processes.rank else json.loads(text, object_hook=_from_json)
+            for rank, text in enumerate(processes.gather(json.dumps(items, default=_as_json)))
+        ]
+        return [item for share in shares for item in share]
+
+    def before(self, count: int) -> int:
+        """Return the sum of ``count`` over the shares before this process's: where its numbering starts."""
+        return 0 if self._processes.sharded else sum(self._processes.gather(count)[: self._processes.rank])
+
+
+def _as_json(value: Any) -> dict[str, Any]:
+    """What ``json`` is given for an object that it does not know: a record of a step, or a path."""
+    if isinstance(value, Path):
+        return {_TYPE: "Path", "value": str(value)}
+    names = [field.name for field in fields(value) if field.name not in _STAYS]
+    return {_TYPE: type(value).__name__, **{name: getattr(value, name) for name in names}}
+
+
+def _from_json(data: dict[str, Any]) -> Any:
+    """What :func:`_as_json` was given, with lists for tuples."""
+    name = data.pop(_TYPE, None)
+    if name is None:
+        return data
+    if name == "Path":
+        return Path(data["value"])
+    record = _RECORDS[name]
+    return record(**data, **{field.name: _STAYS[field.name] for field in fields(record) if field.name in _STAYS})

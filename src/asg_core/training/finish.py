@@ -21,8 +21,8 @@ from asg_core.evaluation.protocol import evaluation_protocol
 from asg_core.evaluation.store import AFTER, BEFORE, store
 from asg_core.runs.folder import read_json_lines, write_json
 from asg_core.runs.model_card import write_card
-from asg_core.runs.report import render_report
-from asg_core.training.memory import memory_problems
+from asg_core.runs.report.render import render_report
+from asg_core.training.memory import is_out_of_memory, out_of_memory
 from asg_core.training.schedule import kinds
 from asg_core.training.setup import RunSetup
 from asg_core.training.state import TrainState
@@ -66,8 +66,12 @@ def evaluate(run: RunSetup, *, trained: bool) -> list[EvalItem] | None:
         return [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     with run.display.task("evaluating after" if trained else "evaluating before") as progress:
         request = EvaluationRequest(run.backbone, trained, run.config.seed, None, progress)
-        with memory_problems("the evaluation"):
+        try:
             items: list[EvalItem] = resolve(target)(request)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory("the evaluation") from error
+            raise
     if main:
         protocol = evaluation_protocol(run.backbone, run.config, items, trained=trained)
         store(run.folder.evaluation, AFTER if trained else BEFORE, items, protocol)

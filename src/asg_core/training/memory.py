@@ -1,32 +1,21 @@
-"""Running out of memory: take the step again with fewer images at a time, or stop with everything as it was.
-
-for attempt in retry.attempts("understanding", roles):
-    with attempt:
-        items = ...                     # taken once if it fits
-"""
+"""Running out of memory: take the step again with fewer images at a time, or stop with everything as it was."""
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.errors import OutOfMemory
 from asg_core.method.records import Kind
-from asg_core.training.state import Snapshot, TrainState
+from asg_core.training.state import TrainState
 
-IMAGE_KNOBS = (
-    "ask.questions_per_image",
-    "ask.max_new_tokens",
-    "ask.spec_max_new_tokens",
-    "solve.max_new_tokens",
-)
+IMAGE_KNOBS = ("ask.questions_per_image", "ask.max_new_tokens", "ask.spec_max_new_tokens", "solve.max_new_tokens")
 """Settings that the memory for one image grows with."""
 
 MEMORY_KNOBS = ("images_per_step", "generate.prompts_per_step", "generate.candidates", *IMAGE_KNOBS)
@@ -38,12 +27,7 @@ class MemoryRetry:
 
     If a step fails, the state before it is put back, bit for bit, and saved. With ``optimizer.micro_batch=auto`` a step
     that runs out of memory is first taken again, with half as many images at a time, until it works on one.
-
-    Args:
-        config: of the run.
-        state: of the run.
-        save: writes a checkpoint of ``state``, without the other processes.
-        say: called with a line for a person.
+    ``save`` writes a checkpoint of ``state`` without the other processes, ``say`` is called with a line for a person.
     """
 
     def __init__(
@@ -51,21 +35,42 @@ class MemoryRetry:
     ) -> None:
         self.config, self.state, self.save, self.say = config, state, save, say
 
-    def attempts(self, kind: Kind, roles: Collection[Role]) -> Iterator[Attempt]:
+    def attempts(self, kind: Kind, roles: Collection[Role]) -> Iterator[AbstractContextManager[None]]:
         """Yield contexts to take one and the same step in, until one ends well. The step updates ``roles``.
 
         Raises:
             OutOfMemory: from a context, if no smaller step is left to try; it names the settings that help. Any other
                 error of the step is passed on.
         """
-        before = self.state.snapshot(roles)
-        while True:
-            attempt = Attempt(self, kind, before)
-            yield attempt
-            if attempt.done:
-                return
+        self._done = False
+        while not self._done:
+            yield self._attempt(kind, roles)
 
-    def fewer(self, kind: Kind) -> int:
+    @contextmanager
+    def _attempt(self, kind: Kind, roles: Collection[Role]) -> Iterator[None]:
+        """Inside, a step is taken. If it fails its state is put back; the error ends here if a smaller step is left."""
+        state, set_back = self.state, self.state.snapshot(roles)
+        try:
+            yield
+            self._done = True
+        except Exception as error:
+            lacking = is_out_of_memory(error)
+            if lacking:
+                state.backbone.release_memory()
+                _let_go(error)
+            set_back()
+            step = f"step {state.step + 1}"
+            if lacking and (fewer := self._fewer(kind)):
+                state.images_at_once[kind] = fewer
+                many = f"{fewer} image{'s' if fewer > 1 else ''} at a time"
+                self.say(f"out of memory in {step}: going on with {many} in {kind} steps")
+                return
+            self.save(state)
+            if lacking:
+                raise out_of_memory(step, alone=self.config.optimizer.micro_batch == "auto") from error
+            raise
+
+    def _fewer(self, kind: Kind) -> int:
         """Return half as many images as a step works on at a time; 0 if that is one, or must not change."""
         config = self.config
         if config.optimizer.micro_batch != "auto":
@@ -76,63 +81,13 @@ class MemoryRetry:
         return min(self.state.images_at_once.get(kind, whole), whole) // 2
 
 
-class Attempt:
-    """A context for one try of a step; ``done`` once the step ended well."""
-
-    def __init__(self, retry: MemoryRetry, kind: Kind, before: Snapshot) -> None:
-        self._retry, self._kind, self._before = retry, kind, before
-        self.done = False
-
-    def __enter__(self) -> None:
-        """Nothing to do: the state was copied before the first attempt."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """Put the state back if the step failed; swallow the error if a smaller step is tried next."""
-        if error is None:
-            self.done = True
-            return False
-        if not isinstance(error, Exception):
-            return False
-        state = self._retry.state
-        lacking = is_out_of_memory(error)
-        if lacking:
-            state.backbone.release_memory()
-            _let_go(error)
-        state.restore(self._before)
-        fewer = self._retry.fewer(self._kind) if lacking else 0
-        step = f"step {state.step + 1}"
-        if not fewer:
-            self._retry.save(state)
-            if lacking:
-                raise out_of_memory(step, alone=self._retry.config.optimizer.micro_batch == "auto") from error
-            return False
-        self._before.plain["images_at_once"][self._kind] = state.images_at_once[self._kind] = fewer
-        many = f"{fewer} image{'s' if fewer > 1 else ''} at a time"
-        self._retry.say(f"out of memory in {step}: going on with {many} in {self._kind} steps")
-        return True
-
-
 def _let_go(error: BaseException) -> None:
     """Free what a step that ran out of memory holds: its tensors live in the frames of the traceback."""
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-@contextmanager
-def memory_problems(where: str) -> Iterator[None]:
-    """Inside, the model runs outside of a step. Raises OutOfMemory for any error that says so."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(where) from error
-        raise
+    clear_device_cache(garbage_collection=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -70,7 +70,13 @@ class RoleOptimizer:
                 return StepResult(sums=sums)
             if not math.isfinite(loss):
                 return StepResult(loss, nonfinite=True, sums=sums)
-            return self._apply(loss, sums)
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
+            if not math.isfinite(norm) or not self._state_is_finite():
+                return StepResult(loss, norm, nonfinite=True, sums=sums)
+            if norm == 0.0:
+                return StepResult(loss, norm, sums=sums)
+            self._adam.step()
+            return StepResult(loss, norm, applied=True, sums=sums)
         finally:
             self._adam.zero_grad(set_to_none=True)
 
@@ -122,15 +128,6 @@ class RoleOptimizer:
         for parameter, gradient, used in zip(parameters, summed, rest, strict=False):
             parameter.grad = gradient.view_as(parameter).clone() if used else None  # aligned, as in one process
         return loss, round(total_count), tuple(rest[len(parameters) :])
-
-    def _apply(self, loss: float, sums: tuple[float, ...]) -> StepResult:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
-        if not math.isfinite(norm) or not self._state_is_finite():
-            return StepResult(loss, norm, nonfinite=True, sums=sums)
-        if norm == 0.0:
-            return StepResult(loss, norm, sums=sums)
-        self._adam.step()
-        return StepResult(loss, norm, applied=True, sums=sums)
 
     @property
     def has_stepped(self) -> bool:

@@ -1,16 +1,19 @@
 """Everything a step moves: adapters, moments, KL weights, noise floors, STE window, baseline, monitor, image cursor.
 
-METHOD, "State that a resume must restore exactly". The global random generators are in ``rng``.
+METHOD, "State that a resume must restore exactly". The global random generators of python, numpy and torch are saved
+with it: nothing of ours draws from them, but a plugin may.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field, TypeAdapter
@@ -29,7 +32,6 @@ from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import random_state, set_random_state
 
 TEXT_ROLES = (Role.PROPOSER, Role.SOLVER)
 
@@ -45,27 +47,13 @@ _MAY_DIFFER = {"out", "weights"}
 """Settings that only say where something lies, which may differ between machines."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state before a step: plain part, random generators, and weights and moments of the roles it updates."""
-
-    plain: dict[str, Any]
-    random: dict[str, Any]
-    weights: dict[Role, list[Tensor]]
-    moments: dict[Role, dict[str, Tensor]]
-
-
 class TrainState:
     """The state of a run between two steps; adapters of the backbone and cursor of the pool are part of it.
 
     Attributes:
         step: number of the last finished step.
         seconds: time spent in steps.
-        optimizers: one per role.
-        learners: what the updates take, one per role.
         window: recent raw STE values.
-        baseline: the Solver's EMA baseline.
-        monitor: looks for collapse.
         nonfinite_in_a_row: finished steps in a row that dropped something not finite.
         images_at_once: images worked on at a time by kind of step, once memory has run out.
         rolled_back_for: alarms of the last rollback, until a checkpoint is saved again.
@@ -132,32 +120,30 @@ class TrainState:
     def return_to(self, state: Mapping[str, Any]) -> None:
         """Set the plain part that a rollback takes back; steps, images and time go on, the monitor forgets.
 
-        Raises:
-            LookupError, TypeError, ValueError: ``state`` is not of this run.
+        Raises what :meth:`load_state_dict` raises.
         """
         now = self.state_dict()
         kept = {key: now[key] for key in _GOES_ON} | {"monitor": {}, "nonfinite_in_a_row": 0, "step": self.step}
         self.load_state_dict({**state, **kept})
 
-    def snapshot(self, roles: Collection[Role]) -> Snapshot:
-        """Return a copy, on the CPU, of all that a step which updates ``roles`` moves."""
-        chosen = {role: self.optimizers[role] for role in roles}
-        weights = {
-            role: [p.detach().to("cpu", copy=True) for p in optimizer.parameters.values()]
-            for role, optimizer in chosen.items()
-        }
-        moments = {role: optimizer.state() for role, optimizer in chosen.items()}
-        return Snapshot(self.state_dict(), random_state(), weights, moments)
+    def snapshot(self, roles: Collection[Role]) -> Callable[[], None]:
+        """Copy, to the CPU, all that a step which updates ``roles`` moves; return what sets it back, bit for bit."""
+        plain, random_now = self.state_dict(), random_state()
+        learning = [self.optimizers[role] for role in roles]
+        weights = [p.detach().to("cpu", copy=True) for one in learning for p in one.parameters.values()]
+        moments = [one.state() for one in learning]
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Set everything back, bit for bit."""
-        with torch.no_grad():
-            for role, weights in snapshot.weights.items():
-                for parameter, before in zip(self.optimizers[role].parameters.values(), weights, strict=True):
+        def set_back() -> None:
+            with torch.no_grad():
+                now = (p for one in learning for p in one.parameters.values())
+                for parameter, before in zip(now, weights, strict=True):
                     parameter.copy_(before)
-                self.optimizers[role].restore(snapshot.moments[role])
-        self.load_state_dict(snapshot.plain)
-        set_random_state(snapshot.random)
+            for one, state in zip(learning, moments, strict=True):
+                one.restore(state)
+            self.load_state_dict(plain)
+            set_random_state(random_now)
+
+        return set_back
 
     def digest(self) -> str:
         """Return a fingerprint of all adapter weights, moments and the plain part but wall time: equal only if every
@@ -190,3 +176,36 @@ def check_consistency(processes: Processes, config: RunConfig, state: TrainState
                     f"{other[name][:80]!r} instead of {value[:80]!r}",
                     "give all processes the same command, software, kind of device, images and weights, and resume",
                 )
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global generators now, as JSON data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - see above
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": _text(torch.get_rng_state()),
+        "cuda": [_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set what :func:`random_state` gave, also after a round trip through JSON. ValueError and others if it is not."""
+    name, keys, position, has_gauss, cached = state["numpy"]
+    words = np.array(keys, dtype=np.uint32)
+    if words.shape != (624,) or type(position) is not int or not 0 <= position <= 624:
+        raise ValueError("not a state of numpy's generator")  # numpy itself does not look
+    version, internal, gauss = state["python"]
+    torch.set_rng_state(_bytes(state["torch"]))
+    for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(_bytes(saved), device)
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state((name, words, position, has_gauss, cached))  # noqa: NPY002
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

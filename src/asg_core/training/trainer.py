@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -31,22 +31,22 @@ from asg_core.method.understanding import understanding_step
 from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
 from asg_core.runs.configuration import load_run_config
 from asg_core.runs.console import TrainingDisplay
-from asg_core.runs.folder import RunFolder, disk_problems
+from asg_core.runs.folder import disk_problems, run_config_file
 from asg_core.runs.samples import write_samples
 from asg_core.training.checkpoint import CheckpointManager
 from asg_core.training.chunked import Chunked
-from asg_core.training.distributed import launched_rank
+from asg_core.training.distributed import ProcessGather, launched_rank
 from asg_core.training.finish import RunSummary, evaluate, finish_run
-from asg_core.training.gather import ProcessGather
 from asg_core.training.memory import MemoryRetry
 from asg_core.training.metrics import generation_metrics, text_update_metrics, understanding_metrics, update_metrics
 from asg_core.training.profiler import profiled
 from asg_core.training.schedule import step_kind
 from asg_core.training.setup import set_up
 from asg_core.training.state import TEXT_ROLES, TrainState, check_consistency
-from asg_core.training.stopping import react, stop_signals
 
 Items = list[UnderstandingItem] | list[GenerationItem]
+Taken = tuple[Items, dict[str, Any]]
+"""The items of all processes and the metrics of a step."""
 
 
 class Trainer:
@@ -80,7 +80,7 @@ class Trainer:
         try:
             self.state = TrainState(config, self.backbone, self.setup.pool, self.setup.accelerator)
             self.checkpoints = CheckpointManager(self.folder.checkpoints, self.processes, self.display.message)
-            self.retry = MemoryRetry(config, self.state, self.checkpoints.save_alone, self.display.message)
+            self.retry = MemoryRetry(config, self.state, self.checkpoints.write, self.display.message)
             # nothing of ours draws from the global generators, but a plugin may: each process has its own
             set_seed(config.seed, device_specific=True)
             if resumed:
@@ -104,19 +104,13 @@ class Trainer:
     ) -> Trainer:
         """Return a trainer that continues the run in folder ``run`` from its newest good checkpoint, bit for bit.
 
-        Args:
-            run: the run folder.
-            steps: new total number of steps, or None for the configured one.
-            backbone, display: as for a new run.
+        ``steps`` is a new total number of steps, None the configured one; ``backbone``, ``display`` as for a new run.
 
         Raises:
             RunFolderError: ``run`` holds no run.
             CheckpointError: there are checkpoints and none is good, or the good one does not fit this run.
         """
-        folder = RunFolder(run)
-        if not folder.config.is_file():
-            RunFolder.reopen(run)
-        config = load_run_config(folder.config, []).model_copy(update={"out": run})
+        config = load_run_config(run_config_file(run)).model_copy(update={"out": run})
         if steps is not None:
             config = config.model_copy(update={"steps": steps})
         return cls(config, backbone, display, resumed=True)
@@ -178,24 +172,22 @@ class Trainer:
             record["rolled_back_to"] = self.checkpoints.roll_back(state, record["alarms"])
         if self.processes.is_main:
             self._record(record, items)
-        react(record, state, self.config.alarms, self.display.message)
+        self._react(record)
         if number % self.config.checkpoint_every_steps == 0:
             self._save()
 
-    def _take_step(self, number: int, kind: Kind) -> tuple[Items, dict[str, Any]]:
-        """Sample, score and update; return the items of all processes and the step's metrics."""
+    def _take_step(self, number: int, kind: Kind) -> Taken:
+        """Sample, score and update."""
         config, processes = self.config, self.processes
         count = config.images_per_step if kind == "understanding" else config.generate.prompts_per_step
         at_once = self.state.images_at_once.get(kind, 0)
         model = Chunked(self.backbone, at_once) if at_once else self.backbone
         ctx = StepContext(config, number, ProcessGather(processes), processes.share(count).start, at_once)
-        images = ctx.images(model, self.setup.pool.take(count, processes))
+        images = ctx.images(model, self.setup.pool.take(count, processes.share(count), processes.gather))
         take = self._understanding if kind == "understanding" else self._generation
         return take(model, images, ctx)
 
-    def _understanding(
-        self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext
-    ) -> tuple[list[UnderstandingItem], dict[str, Any]]:
+    def _understanding(self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> Taken:
         learners = self.state.learners
         items = understanding_step(model, images, ctx, self.state.window, self.state.baseline)
         reports = {
@@ -204,9 +196,7 @@ class Trainer:
         }
         return items, understanding_metrics(items) | text_update_metrics(reports, learners)
 
-    def _generation(
-        self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext
-    ) -> tuple[list[GenerationItem], dict[str, Any]]:
+    def _generation(self, model: Backbone, images: Sequence[PoolImage], ctx: StepContext) -> Taken:
         items = generation_step(model, images, ctx)
         report = update_generator(model, items, self.state.learners[Role.GENERATOR], ctx)
         tokens = self.setup.manifest.capabilities.image_loss == "tokens"
@@ -226,6 +216,34 @@ class Trainer:
         if number == 1 or number % self.config.sample_every_steps == 0:
             write_samples(self.folder.samples, number, [item for item in items if item.mine])
 
+    def _react(self, record: Mapping[str, Any]) -> None:
+        """Do what the alarms of a finished step ask for; count steps with non-finite values.
+
+        Raises:
+            TrainingStopped: the run is to end here.
+        """
+        state, limits = self.state, self.config.alarms
+        state.nonfinite_in_a_row = state.nonfinite_in_a_row + 1 if record["nonfinite"] else 0
+        if state.nonfinite_in_a_row >= limits.max_nonfinite:
+            raise TrainingStopped(
+                f"{state.nonfinite_in_a_row} steps in a row had non-finite values (last: step {state.step})",
+                "a logit, reward, loss or gradient was NaN or infinite; those samples and updates were dropped",
+                "lower the learning rates, use dtype=float32, or resume from an earlier checkpoint",
+            )
+        if not record["alarms"]:
+            return
+        alarm = f"alarm after step {state.step}: {', '.join(record['alarms'])}"
+        self.display.message(alarm)
+        if record.get("rolled_back_to") is not None:
+            self.display.message(f"rolled back to the roles of step {record['rolled_back_to']}")
+        elif limits.action != "warn":
+            raise TrainingStopped(
+                alarm,
+                f"the mean over the last {limits.window} steps crossed its limit; alarms.action is {limits.action}"
+                + (", and there is no other checkpoint to go back to" if limits.action == "rollback" else ""),
+                "read docs/alarms.md; lower the learning rates or change the limits, then resume",
+            )
+
     def _save(self) -> CheckpointError | None:
         check_consistency(self.processes, self.config, self.state)
         return self.checkpoints.save(self.state)
@@ -236,3 +254,16 @@ class Trainer:
             raise KeyboardInterrupt
         self.processes.stop_requested = True
         self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")
+
+
+@contextmanager
+def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM call ``handle``; then the earlier handlers are back.
+
+    Outside the main thread nothing is changed: the embedding program handles signals.
+    """
+    with ExitStack() as undo:
+        with suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                undo.callback(signal.signal, number, signal.signal(number, handle))
+        yield

@@ -21,8 +21,8 @@ from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
 from asg_core.models.decoding import CompiledDecode, PrefixCache, sample_text, token_logits
 from asg_core.training.fsdp import shard_base
-from asg_core.training.preflight import check_plan
 from asg_core.training.profiler import counted
+from asg_core.training.setup import check_plan
 
 SAMPLED, GREEDY = TextSampling(12, 0.8), TextSampling(12, 0.0)
 EACH = [SAMPLED, TextSampling(3, 0.0)] * 5

@@ -23,7 +23,7 @@ from asg_core.errors import CheckpointError
 from asg_core.training.checkpoint import CheckpointManager, load
 from asg_core.training.checkpoint_files import newest_good, step_of, steps, verify
 from asg_core.training.optimizer import RoleOptimizer
-from asg_core.training.rng import set_random_state
+from asg_core.training.state import set_random_state
 from devkit.lending import Library
 
 Optimizers = dict[Role, RoleOptimizer]
@@ -69,7 +69,8 @@ def save(folder: Path, number: int, backbone: Backbone, optimizers: Optimizers) 
     state: Any = SimpleNamespace(
         step=number, backbone=backbone, optimizers=optimizers, state_dict=lambda: {"window": [0.5]}
     )
-    return CheckpointManager(folder).write(state)
+    assert CheckpointManager(folder).write(state) is None
+    return folder / f"step-{number:06d}"
 
 
 @pytest.fixture

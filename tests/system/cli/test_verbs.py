@@ -130,7 +130,7 @@ def test_generate_writes_images_and_prints_their_paths(
 def test_generate_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     assert main(["generate", "a circle", "--out", str(tmp_path / "file" / "x")]) == 6
-    assert "cannot be used" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_eval_of_a_run_is_paired_with_the_base(as_json: Json, call: Callable[..., str], run_folder: Path) -> None:

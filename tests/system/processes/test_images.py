@@ -38,7 +38,8 @@ def test_shares_together_are_the_images_of_one_process(photos: Path, count: int)
     def draw(rank: int) -> tuple[list[list[str]], dict[str, Any]]:
         pool = ImagePool(photos, seed=3)
         processes = Threads(rank, count, board, barrier)
-        return [[image.path.name for image in pool.take(4, processes)] for _ in range(5)], pool.state()
+        drawn = [pool.take(4, processes.share(4), processes.gather) for _ in range(5)]
+        return [[image.path.name for image in images] for images in drawn], pool.state()
 
     with ThreadPoolExecutor(count) as threads:
         shares = list(threads.map(draw, range(count)))

@@ -17,8 +17,7 @@ from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.training.distributed import Processes
-from asg_core.training.gather import ProcessGather
+from asg_core.training.distributed import Processes, ProcessGather
 
 from .conftest import Threads
 

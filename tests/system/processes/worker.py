@@ -25,9 +25,8 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.backbones.loading import load_backbone
 from asg_core.errors import AsgError
 from asg_core.testing.sharded import differences_here
-from asg_core.training.distributed import Processes
+from asg_core.training.distributed import Processes, ProcessGather
 from asg_core.training.fsdp import shard_base
-from asg_core.training.gather import ProcessGather
 from asg_core.training.optimizer import RoleOptimizer
 
 asg_core.runs.report.render.draw_panels = lambda *_: []  # type: ignore[assignment]  # nobody looks at these reports

@@ -52,7 +52,9 @@ class Model:
         state: Any = SimpleNamespace(
             step=step, backbone=self.backbone, optimizers=self.optimizers, state_dict=lambda: STATE
         )
-        return CheckpointManager(folder).write(state)
+        if (problem := CheckpointManager(folder).write(state)) is not None:
+            raise problem
+        return folder / f"step-{step:06d}"
 
     def step(self, role: Role = Role.SOLVER) -> None:
         """One real optimizer step."""

@@ -32,7 +32,7 @@ from asg_core.method.prompts import QUESTION_PROMPT
 from asg_core.runs.console import TrainingDisplay
 from asg_core.runs.folder import read_json_lines
 from asg_core.tiny.images import write_images
-from asg_core.training.rng import random_state
+from asg_core.training.state import random_state
 
 STEPS = 4
 SETTINGS: dict[str, Any] = {

@@ -17,7 +17,7 @@ import asg_core.training.checkpoint as checkpoint
 import asg_core.training.checkpoint_files as checkpoint_files
 from asg_core.errors import CheckpointError
 from asg_core.training.checkpoint_files import is_good, newest_good, steps, verify
-from asg_core.training.rng import set_random_state
+from asg_core.training.state import set_random_state
 
 FILES = (
     "manifest.json",

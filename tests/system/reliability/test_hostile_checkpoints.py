@@ -24,8 +24,7 @@ from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training import checkpoint, checkpoint_files
 from asg_core.training.alarms import CollapseMonitor
-from asg_core.training.rng import set_random_state
-from asg_core.training.state import TrainState
+from asg_core.training.state import TrainState, set_random_state
 from devkit.json_values import json_values
 from devkit.sizes import fuzz
 

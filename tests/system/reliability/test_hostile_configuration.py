@@ -153,7 +153,7 @@ def test_settings_give_a_configuration_or_a_typed_error(words: list[tuple[str, s
 
 
 def test_absurdly_large_numbers_are_refused_or_cost_nothing() -> None:
-    from asg_core.training.preflight import check_plan
+    from asg_core.training.setup import check_plan
 
     for word in ("steps=" + "9" * 30, "steps=" + "9" * 4000, "images_per_step=1e3", "seed=" + "9" * 30):
         with pytest.raises(ConfigError):

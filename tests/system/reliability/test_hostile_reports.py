@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from asg_core.runs.console import TrainingDisplay
-from asg_core.runs.report import render_report
+from asg_core.runs.report.render import render_report
 from devkit.sizes import fuzz
 
 from .hostile_texts import PIECES, texts

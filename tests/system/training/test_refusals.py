@@ -144,9 +144,9 @@ def test_non_finite_updates_are_counted_leave_the_model_alone_and_stop_the_run(
 def test_a_tracker_that_is_not_installed_is_one_clear_error(
     start: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asg_core.training.preflight
+    import asg_core.training.setup
 
-    monkeypatch.setattr(asg_core.training.preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(asg_core.training.setup, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asg-core\[wandb\]'"):
         Trainer(start(trackers=("wandb",))).run()
 

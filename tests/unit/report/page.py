@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from asg_core.runs.report import render_report
+from asg_core.runs.report.render import render_report
 
 SVG = "data:image/svg+xml;base64,"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from asg_core.errors import RunFolderError
-from asg_core.runs.report import render_report
+from asg_core.runs.report.render import render_report
 
 from .page import Page, rendered
 

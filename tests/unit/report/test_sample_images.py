@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from asg_core.runs.report import render_report
 from asg_core.runs.report.gallery import (
     GENERATION_ITEMS,
     REPORT_BYTES,
@@ -21,6 +20,7 @@ from asg_core.runs.report.gallery import (
     THUMBNAIL_SIDE,
     UNDERSTANDING_ITEMS,
 )
+from asg_core.runs.report.render import render_report
 
 from .page import SVG, Page, rendered
 

@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import base64
 import unicodedata
+from collections.abc import Callable
+from functools import partial
 
 from asg_core.runs.folder import number
 
 MISSING = "–"
 
 
-def decimal(value: object, digits: int = 3) -> str:
-    """``value`` with ``digits`` decimals and a true minus sign."""
+def decimal(value: object, digits: int = 3, *, scale: float = 1, plus: bool = False) -> str:
+    """``value`` times ``scale`` with ``digits`` decimals and a true minus sign; ``plus``: with a sign if positive."""
     found = number(value)
-    return MISSING if found is None else f"{round(found, digits) + 0.0:.{digits}f}".replace("-", "−")
+    if found is None:
+        return MISSING
+    shown = round(scale * found, digits) + 0.0
+    return f"{shown:{'+' if plus and shown > 0 else ''}.{digits}f}".replace("-", "−")
+
+
+def points(value: object, digits: int = 1, *, plus: bool = False) -> str:
+    """A share in [0, 1] as per cent, or a difference of shares in percentage points, without the word for it."""
+    return decimal(value, digits, scale=100, plus=plus)
 
 
 def significant(value: object, digits: int = 4) -> str:
     """``value`` to ``digits`` significant digits, for columns that mix magnitudes."""
     found = number(value)
     return MISSING if found is None else f"{found:.{digits}g}".replace("-", "−")
-
-
-def signed(value: object, digits: int = 3) -> str:
-    """Like :func:`decimal`, with a plus sign on positive values."""
-    found = number(value)
-    sign = "+" if found is not None and round(found, digits) > 0 else ""
-    return sign + decimal(value, digits)
-
-
-def points(value: object, digits: int = 1) -> str:
-    """A share in [0, 1] as per cent, without the sign."""
-    found = number(value)
-    return decimal(None if found is None else 100 * found, digits)
-
-
-def signed_points(value: object, digits: int = 1) -> str:
-    """A difference of shares in percentage points, signed."""
-    found = number(value)
-    return signed(None if found is None else 100 * found, digits)
 
 
 def p_value(value: object) -> str:
@@ -76,13 +67,13 @@ def short_path(path: object) -> str:
     return "/".join(plain(path, 200).replace("\\", "/").split("/")[-2:])
 
 
-def svg_image(svg: str) -> str:
-    """An SVG document as the address of an image."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+def data_uri(content: str | bytes, kind: str) -> str:
+    """A file of media type ``kind`` as an address that holds it."""
+    raw = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(raw).decode('ascii')}"
 
 
-FILTERS = {
-    form.__name__: form
-    for form in (decimal, significant, signed, points, signed_points, p_value, duration, plain, short_path, svg_image)
-}
+FILTERS: dict[str, Callable[..., str]] = {
+    form.__name__: form for form in (decimal, significant, points, p_value, duration, plain, short_path, data_uri)
+} | {"signed": partial(decimal, plus=True), "signed_points": partial(points, plus=True)}
 """By the name they have in the templates."""

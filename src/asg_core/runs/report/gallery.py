@@ -1,23 +1,21 @@
 """Which samples the report shows, and their images, small enough to inline.
 
-Samples are chosen evenly over the run by position, never by result. With the limits below a report stays under
-:data:`REPORT_BYTES` however long the run was.
+Samples are chosen evenly over the run by position, never by result.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
 from asg_core.data.image_file import open_image
 from asg_core.errors import ImageError
 from asg_core.runs.folder import Record
+from asg_core.runs.report.formats import data_uri
 
 UNDERSTANDING_ITEMS = 10
 """Most images of understanding steps shown."""
@@ -32,11 +30,10 @@ THUMBNAIL_SIDE = 320
 THUMBNAIL_BYTES = 48 * 1024
 """Encoded size that a thumbnail's quality is lowered to meet."""
 REPORT_BYTES = 8 * 2**20
-"""Upper bound of report.html that these limits add up to."""
+"""Upper bound of report.html that these limits add up to, however long the run was."""
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(NamedTuple):
     """An inlined image: its data URI, size in pixels as shown in the original, and whether it is pixel art."""
 
     uri: str
@@ -86,4 +83,4 @@ def thumbnail(samples_folder: Path, name: object) -> Thumbnail | None:
 def _uri(image: Image.Image, encoding: Literal["PNG", "JPEG"], **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, encoding, optimize=True, **options)
-    return f"data:image/{encoding.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_uri(buffer.getvalue(), f"image/{encoding.lower()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import matplotlib
@@ -19,7 +18,7 @@ from pydantic import TypeAdapter
 from asg_core.config.schema import RunConfig, Section
 from asg_core.method.rewards import BELL_CENTRE, BELL_WIDTH
 from asg_core.runs.folder import Record, number
-from asg_core.runs.report.tables import early_and_late
+from asg_core.runs.report.data import early_and_late
 
 RAW_POINTS = 300
 """Most raw points drawn per curve; beyond it each bin of steps shows its smallest and largest value."""
@@ -73,8 +72,7 @@ class Panel(Section):
     only_if_nonzero: bool = False
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """Legend entry of a curve; ``early`` and ``late`` are means over the first and the last fifth of its steps."""
 
     metric: str
@@ -85,8 +83,7 @@ class Key:
     late: float
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A drawn panel: an SVG document and what goes around it."""
 
     panel: Panel

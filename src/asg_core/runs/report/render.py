@@ -1,8 +1,4 @@
-"""report.html of a run: everything a colleague needs to judge it, in one file without scripts or outside resources.
-
-``render_report(Path("runs/tiny-1"))`` may be called at any time: on a finished run, on an interrupted one, or while the
-run is still going.
-"""
+"""report.html of a run: everything a colleague needs to judge it, in one file without scripts or outside resources."""
 
 from __future__ import annotations
 
@@ -17,14 +13,14 @@ from pydantic import ValidationError
 from asg_core.config.schema import RunConfig
 from asg_core.method.prompts import FRAMINGS
 from asg_core.runs.folder import number, write_atomically
-from asg_core.runs.report import gallery, tables
-from asg_core.runs.report.data import RunData, read_run
+from asg_core.runs.report import gallery
+from asg_core.runs.report.data import RunData, changed_settings, early_and_late
 from asg_core.runs.report.formats import FILTERS
 from asg_core.runs.report.plots import RAW_POINTS, draw_panels
 
 
 def render_report(run: Path) -> Path:
-    """Read the run folder ``run`` and write ``run/report.html``, whole or not at all.
+    """Read the run folder ``run``, whose run may still be going, and write ``run/report.html``, whole or not at all.
 
     The file is self-contained (images and plots inlined, no script), at most :data:`gallery.REPORT_BYTES` long, and the
     same bytes for the same folder. Missing or damaged parts of the folder are left out and named in the report.
@@ -32,7 +28,7 @@ def render_report(run: Path) -> Path:
     Raises:
         RunFolderError: ``run`` holds no run.
     """
-    data = read_run(run)
+    data = RunData(run)
     config = _config(data)
     template = _environment().get_template("report.html.j2")
     page = template.render(
@@ -57,7 +53,8 @@ def _environment() -> Environment:
     )
     environment.filters.update(FILTERS, median=median)
     environment.tests["number"] = lambda value: number(value) is not None
-    environment.globals.update(gallery=gallery, tables=tables, framings=FRAMINGS, raw_points=RAW_POINTS, log=math.log)
+    environment.globals.update(early_and_late=early_and_late, changed_settings=changed_settings)
+    environment.globals.update(gallery=gallery, framings=FRAMINGS, raw_points=RAW_POINTS, log=math.log)
     return environment
 
 
