@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -43,6 +43,7 @@ from asg_core.training.profiler import profiled
 from asg_core.training.schedule import step_kind
 from asg_core.training.setup import set_up
 from asg_core.training.state import TEXT_ROLES, TrainState, check_consistency
+from asg_core.training.stopping import react, stop_signals
 
 Items = list[UnderstandingItem] | list[GenerationItem]
 Taken = tuple[Items, dict[str, Any]]
@@ -172,7 +173,7 @@ class Trainer:
             record["rolled_back_to"] = self.checkpoints.roll_back(state, record["alarms"])
         if self.processes.is_main:
             self._record(record, items)
-        self._react(record)
+        react(record, state, self.config.alarms, self.display.message)
         if number % self.config.checkpoint_every_steps == 0:
             self._save()
 
@@ -216,34 +217,6 @@ class Trainer:
         if number == 1 or number % self.config.sample_every_steps == 0:
             write_samples(self.folder.samples, number, [item for item in items if item.mine])
 
-    def _react(self, record: Mapping[str, Any]) -> None:
-        """Do what the alarms of a finished step ask for; count steps with non-finite values.
-
-        Raises:
-            TrainingStopped: the run is to end here.
-        """
-        state, limits = self.state, self.config.alarms
-        state.nonfinite_in_a_row = state.nonfinite_in_a_row + 1 if record["nonfinite"] else 0
-        if state.nonfinite_in_a_row >= limits.max_nonfinite:
-            raise TrainingStopped(
-                f"{state.nonfinite_in_a_row} steps in a row had non-finite values (last: step {state.step})",
-                "a logit, reward, loss or gradient was NaN or infinite; those samples and updates were dropped",
-                "lower the learning rates, use dtype=float32, or resume from an earlier checkpoint",
-            )
-        if not record["alarms"]:
-            return
-        alarm = f"alarm after step {state.step}: {', '.join(record['alarms'])}"
-        self.display.message(alarm)
-        if record.get("rolled_back_to") is not None:
-            self.display.message(f"rolled back to the roles of step {record['rolled_back_to']}")
-        elif limits.action != "warn":
-            raise TrainingStopped(
-                alarm,
-                f"the mean over the last {limits.window} steps crossed its limit; alarms.action is {limits.action}"
-                + (", and there is no other checkpoint to go back to" if limits.action == "rollback" else ""),
-                "read docs/alarms.md; lower the learning rates or change the limits, then resume",
-            )
-
     def _save(self) -> CheckpointError | None:
         check_consistency(self.processes, self.config, self.state)
         return self.checkpoints.save(self.state)
@@ -254,16 +227,3 @@ class Trainer:
             raise KeyboardInterrupt
         self.processes.stop_requested = True
         self.display.message(f"{signal.Signals(number).name}: finishing this step, then saving (again: exit now)")
-
-
-@contextmanager
-def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM call ``handle``; then the earlier handlers are back.
-
-    Outside the main thread nothing is changed: the embedding program handles signals.
-    """
-    with ExitStack() as undo:
-        with suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                undo.callback(signal.signal, number, signal.signal(number, handle))
-        yield
