@@ -7,14 +7,11 @@ time to launch its kernels one by one. Python, preprocessing and stragglers are 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from asg_core.config.schema import RunConfig
 from asg_core.planning.accelerators import Accelerator
 from asg_core.planning.shape import ModelShape
-from asg_core.planning.workload import SPEC_ANSWERS, TextCall, Workload
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
+from asg_core.planning.workload import SPEC_ANSWERS, TextCall, generation_calls, understanding_calls
 
 LAUNCH = 1.7e-3
 """Seconds to launch one transformer layer eagerly, adapters included: the median of twelve decode passes of 28 layers
@@ -96,13 +93,13 @@ class _Counter:
 
 def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels, in order."""
-    work, count = Workload.of(shape, config, size), _Counter(shape)
-    ask, solve = work.understanding_calls(config, images)
+    count = _Counter(shape)
+    ask, solve = understanding_calls(shape, config, size, images)
     again = config.gradient_checkpointing
     learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
     phases = [
         count.see("vision tower", size, images),
-        count.prefill("image prefix, all policies", (2 + learning) * images, work.image, 0),
+        count.prefill("image prefix, all policies", (2 + learning) * images, ask.prefix, 0),
         count.prefill("ask, prompt", ask.nodes, ask.prompt, ask.prefix),
         count.decode("ask, decode", ask),
         count.prefill("solve, prompts", solve.nodes, solve.prompt, solve.prefix),
@@ -120,14 +117,14 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
     """A generation step of ``images`` prompts, in order. Raises ValueError if the model cannot draw."""
     if shape.drawing is None:
         raise ValueError("this model cannot draw")
-    work, count, drawing = Workload.of(shape, config, size), _Counter(shape), shape.drawing
-    spec, references, judge = work.generation_calls(config, images)
+    count, drawing = _Counter(shape), shape.drawing
+    spec, references, judge = generation_calls(shape, drawing, config, size, images)
     trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     drawn, both, longer = judge.images, min(answer, caption), SPEC_ANSWERS if answer > caption else 1
     batches = -(-drawn // drawing.batch)
     phases = [
         count.see("vision tower", size, images),
-        count.prefill("image prefix, both roles", 2 * images, work.image, 0),
+        count.prefill("image prefix, both roles", 2 * images, spec.prefix, 0),
         count.prefill("spec, prompt", spec.nodes, spec.prompt, spec.prefix),
         count.decode("spec, decode", spec),
         count.prefill("references, prompts", references.nodes, references.prompt, references.prefix),
@@ -143,7 +140,7 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
             for stage in drawing.stages
         ),
         count.see("vision tower, candidates", drawing.size, drawn),
-        count.prefill("judge, image prefix", drawn, work.drawn, 0),
+        count.prefill("judge, image prefix", drawn, judge.prefix, 0),
         count.prefill("judge, prompts", judge.nodes, judge.prompt, judge.prefix),
         # answers and captions are one batch, which those with the lower limit leave first
         count.decode("judge, decode", replace(judge, new=both)),
@@ -151,7 +148,7 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
             "judge, longer rows",
             replace(judge, rows=drawn * longer, prompt=judge.prompt + both, new=judge.new - both),
         ),
-        count.prefill("embed", drawn, work.drawn, 0),
+        count.prefill("embed", drawn, judge.prefix, 0),
     ]
     if config.optimizer.lr_generator:
         passes = UPDATE_PASSES + (config.gradient_checkpointing and drawing.loss_recomputed)

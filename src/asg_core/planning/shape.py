@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.loading import check_weights, validate_options
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.backbones.registry import find_manifest, resolve
+from asg_core.config.schema import RunConfig
 from asg_core.errors import CapabilityError
 from asg_core.method.prompts import MAX_PROMPT_WORDS
 from asg_core.models.limits import FEW_SAMPLES
 from asg_core.planning.activations import Activations
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
 
 DRAWING_PROMPT = 64
 """Positions that plans of time assume for a prompt to draw, template included: its text does not exist yet."""

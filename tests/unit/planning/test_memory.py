@@ -24,16 +24,16 @@ from asg_core.models.causal import CausalBackbone
 from asg_core.models.decoding.cache_layers import BranchLayer, GrowingLayer
 from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations
-from asg_core.planning.decoding import (
+from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
+from asg_core.planning.shape import ModelShape, Trunk, model_shape
+from asg_core.planning.workload import (
+    TextCall,
     compiled_decoding_bytes,
     decoding_bytes,
     prompt_cache_bytes,
     sample_cache_bytes,
     slot_bytes,
 )
-from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
-from asg_core.planning.shape import ModelShape, Trunk, model_shape
-from asg_core.planning.workload import TextCall
 from asg_core.runs.configuration import load_run_config
 
 from .conftest import SIZE, TRUNK
