@@ -8,13 +8,15 @@ import traceback
 from collections import Counter
 from functools import partial
 
+from asg_core.backbones.registry import find_manifest
 from asg_core.cli.common import add_json, add_overrides, given_words, print_json
+from asg_core.runs.configuration import load_run_config
+from asg_core.runs.opening import load_base
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "skipped": "skip", "expected": "xfail", "unexpected": "XPASS"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--weights", metavar="DIR", help="directory of its weights, best a tiny checkpoint")
     parser.add_argument("--profile", choices=("quick", "full"), default="full", help="quick leaves out the slow checks")
@@ -39,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a check, with cause and remedy where it failed; 1 unless all are good."""
-    from asg_core.backbones.registry import find_manifest
-    from asg_core.runs.configuration import load_run_config
-    from asg_core.runs.opening import load_base
     from asg_core.testing.conformance import Outcome, check_backbone
 
     find_manifest(args.backbone)

@@ -8,38 +8,27 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from asg_core.config.schema import RunConfig
 from asg_core.runs.opening import OpenedModel
 from asg_core.runs.opening import open_model as open_with
 
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """The trailing ``key=value`` words."""
+def add_overrides(parser: argparse.ArgumentParser, *, file: bool = False) -> None:
+    """The trailing ``key=value`` words; with ``file`` what :func:`load_config` takes."""
+    settings = "settings, e.g. solve.temperature=0.7; asg config prints all of them with their meaning"
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, e.g. solve.temperature=0.7; asg config lists them"
+        "overrides",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value" if file else "key=value",
+        help=f"a configuration file first, then {settings}" if file else settings,
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The ``--json`` flag of verbs that scripts call."""
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The words that :func:`load_config` takes."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="CONFIG.yaml | key=value",
-        help="a configuration file first, then settings; asg config prints all of them with their meaning",
-    )
 
 
 def load_config(words: Sequence[str]) -> RunConfig:

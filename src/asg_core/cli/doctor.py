@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from asg_core import __version__
+from asg_core.backbones.registry import list_plugins
+from asg_core.backbones.requirements import required_versions, unmet_requirements
 from asg_core.cli.common import add_json, print_json
+from asg_core.cli.plugins import as_data
 
 GIB = 1024**3
 LOW_DISK_BYTES = 2 * GIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     add_json(parser)
 
 
@@ -27,10 +29,6 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         1 if a required package or every backbone is missing, or the disk is nearly full.
     """
-    from asg_core.backbones.registry import list_plugins
-    from asg_core.backbones.requirements import required_versions, unmet_requirements
-    from asg_core.cli.plugins import as_data
-
     problems = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]
     if not any(plugin["backbones"] for plugin in plugins):
@@ -68,7 +66,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from asg_core.cli.tables import print_table
+    from asg_core.cli.tables import print_table  # so that --json needs no rich
 
     print_table(("package", "version"), [(name, found or "missing") for name, found in report["versions"].items()])
     free = report["disk_free_bytes"] / GIB

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from asg_core.backbones.interface import Role
+from asg_core.backbones.registry import resolve
 from asg_core.cli.common import add_model_options, open_model
+from asg_core.errors import CapabilityError, ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument(
         "--roles",
@@ -23,11 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge and write; prints what was written."""
-    from asg_core.backbones.interface import Role
-    from asg_core.backbones.registry import resolve
-    from asg_core.errors import CapabilityError, ConfigError
-
     if args.run is None:
         raise ConfigError("nothing to export", "no run was given", "add --run DIR, the folder that out= named")
     model = open_model(args)

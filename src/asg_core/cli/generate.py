@@ -6,8 +6,12 @@ import argparse
 import re
 from pathlib import Path
 
+from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
+from asg_core.backbones.registry import load_extension
 from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json
+from asg_core.config.seeding import derive_seed
 from asg_core.errors import ConfigError
+from asg_core.runs.folder import writing_to
 
 EXAMPLES = """\
 examples:
@@ -18,7 +22,6 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("prompt", metavar="PROMPT", nargs="?")
     parser.add_argument(
         "--n", type=at_least_one, metavar="N", help="images of a prompt (default: 1, or the benchmark's own number)"
@@ -42,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw one prompt's images, or a layout, and print what was written."""
     if args.prompts is None and args.layout is None:
         return _one_prompt(args)
-    from asg_core.backbones.registry import load_extension
-
     return int(load_extension("option", "generate --layout")(args))
 
 
@@ -51,10 +52,6 @@ def _one_prompt(args: argparse.Namespace) -> int:
     """Draw, write PNG files named after prompt and seed, and print one path per line."""
     if args.prompt is None or not args.prompt.strip():
         raise ConfigError("the prompt is empty", "there is nothing to draw", 'e.g. asg generate "a red circle"')
-    from asg_core.backbones.interface import ImageRequest, ImageSampling, Role
-    from asg_core.config.seeding import derive_seed
-    from asg_core.runs.folder import writing_to
-
     out = args.out or Path()
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 from asg_core import __version__
 from asg_core.backbones.known_plugins import EXTENSIONS
-from asg_core.cli.common import INTERRUPTED
-from asg_core.errors import AsgError, ConfigError, did_you_mean
+from asg_core.errors import INTERRUPTED, AsgError, ConfigError, did_you_mean
 
 DEBUG_VARIABLE = "ASG_DEBUG"
 

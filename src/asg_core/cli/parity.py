@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.cli.common import add_json, print_json
+from asg_core.errors import CapabilityError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--fixture", type=Path, required=True, metavar="DIR", help="manifest.json, cases, checkpoint")
     add_json(parser)
@@ -17,9 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a case: name, largest absolute error, tolerance; 1 if any failed."""
-    from asg_core.backbones.registry import find_manifest, resolve
-    from asg_core.errors import CapabilityError
-
     manifest = find_manifest(args.backbone)
     if manifest.parity is None:
         raise CapabilityError(

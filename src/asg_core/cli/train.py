@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asg_core.cli.common import INTERRUPTED, add_config, load_config
-from asg_core.errors import ConfigError
+from asg_core.cli.common import add_overrides, load_config
+from asg_core.cli.tables import print_comparison
+from asg_core.config.schema import RunConfig
+from asg_core.errors import INTERRUPTED, ConfigError
+from asg_core.runs.configuration import load_run_config
+from asg_core.runs.folder import run_config_file
 
 if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
     from asg_core.training.trainer import Trainer
 
 EXAMPLES = """\
@@ -26,8 +29,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
-    add_config(parser)
+    add_overrides(parser, file=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,8 +38,6 @@ def run(args: argparse.Namespace) -> int:
     summary = trainer.run()
     if trainer.processes.is_main:
         if summary.rows:
-            from asg_core.cli.tables import print_comparison
-
             print_comparison(summary.rows)
         print(f"{summary.steps_done} steps, report: {summary.report}")
     return INTERRUPTED if summary.interrupted else 0
@@ -46,50 +46,38 @@ def run(args: argparse.Namespace) -> int:
 def _make_trainer(words: Sequence[str]) -> Trainer:
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     others = [word for word in words if not word.startswith("resume=")]
-    if resumed and resumed[-1] != "auto":
-        return _resume(Path(resumed[-1]), others)
     # the configuration is checked before anything slow is imported
-    config = load_config(others)
-    if resumed and _was_started(config):
-        return _resume(Path(str(config.out)), [f"steps={config.steps}"])
+    if not resumed:
+        config, folder = load_config(others), None
+    elif resumed[-1] == "auto":
+        config = load_config(others)
+        folder = _started(config)
+    else:
+        folder = Path(resumed[-1])
+        stored = run_config_file(folder)
+        config = load_run_config(stored, others)
+        _require_same(config, load_run_config(stored), folder)
     from asg_core.training.trainer import Trainer
 
-    return Trainer(config)
+    return Trainer(config) if folder is None else Trainer.resume(folder, config.steps)
 
 
-def _was_started(config: RunConfig) -> bool:
-    """Whether ``out`` holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
-    from asg_core.runs.configuration import load_run_config
-
+def _started(config: RunConfig) -> Path | None:
+    """``out`` if it holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
     if config.out is None:
         raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
     file = config.out / "config.yaml"
     if not file.is_file():
-        return False
-    found = load_run_config(file).model_dump(exclude={"out", "steps"})
-    differing = [key for key, value in config.model_dump(exclude={"out", "steps"}).items() if found[key] != value]
+        return None
+    _require_same(config, load_run_config(file).model_copy(update={"out": config.out}), config.out)
+    return config.out
+
+
+def _require_same(config: RunConfig, started: RunConfig, run: Path) -> None:
+    differing = [key for key, value in config if key != "steps" and value != getattr(started, key)]
     if differing:
         raise ConfigError(
-            f"{config.out} was started with other settings: {', '.join(differing)}",
+            f"{run} was started with other settings: {', '.join(differing)}",
             "a run goes on with its own configuration; only its number of steps may grow",
-            "give the settings it was started with, or another out=DIR",
+            "give the settings it was started with or none, or start a new run in another out=DIR",
         )
-    return True
-
-
-def _resume(folder: Path, others: Sequence[str]) -> Trainer:
-    steps = None
-    for word in others:
-        if not word.startswith("steps="):
-            raise ConfigError(
-                f"{word!r} cannot be changed in a resumed run",
-                "a run goes on with its own configuration; only its number of steps may grow",
-                "leave it out, or start a new run",
-            )
-        number = word.removeprefix("steps=")
-        if not number.isdecimal() or int(number) < 1:
-            raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
-        steps = int(number)
-    from asg_core.training.trainer import Trainer
-
-    return Trainer.resume(folder, steps)

@@ -69,7 +69,7 @@ def evaluate(run: RunSetup, *, trained: bool) -> list[EvalItem] | None:
         with memory_problems("the evaluation"):
             items: list[EvalItem] = resolve(target)(request)
     if main:
-        protocol = evaluation_protocol(run.backbone, run.config, items, trained=trained)
+        protocol = evaluation_protocol(target, request, items, run.config)
         store(run.folder.evaluation, AFTER if trained else BEFORE, items, protocol)
     return items
 
