@@ -32,11 +32,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(words: Sequence[str]) -> RunConfig:
-    """The configuration that a file, if the first word is none of ``key=value``, and settings describe.
-
-    Raises:
-        ConfigError, PluginError.
-    """
+    """What settings describe, and a file if the first word is none of them. Raises ConfigError, PluginError."""
     from asg_core.runs.configuration import load_run_config
 
     if words and "=" not in words[0]:
@@ -58,11 +54,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> OpenedModel:
-    """Load what :func:`add_model_options` describes: the base model, or with ``--run`` also the run's adapters.
-
-    Raises:
-        ConfigError, PluginError, WeightsError, RunFolderError.
-    """
+    """Load what :func:`add_model_options` describes: the base model, or with ``--run`` also the run's adapters."""
     return open_with(args.run, [*given_words(args, "backbone", "weights", "device", "seed"), *args.overrides])
 
 

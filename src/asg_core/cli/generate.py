@@ -59,9 +59,10 @@ def _one_prompt(args: argparse.Namespace) -> int:
     seed = model.config.seed
     requests = [ImageRequest(args.prompt, derive_seed(seed, "generate", i)) for i in range(args.n or 1)]
     sampling = ImageSampling("quality", model.config.generate.temperature)
+    stem = "-".join(re.findall(r"[a-z0-9]+", args.prompt.casefold()))[:60].strip("-") or "image"
     rows = []
     for i, sample in enumerate(model.backbone.generate(requests, sampling, model.role(Role.GENERATOR))):
-        file = out / f"{file_stem(args.prompt)}-{seed}-{i}.png"
+        file = out / f"{stem}-{seed}-{i}.png"
         with writing_to(file):
             sample.image.save(file)
         rows.append({"file": str(file), "prompt": args.prompt, "seed": sample.request.seed})
@@ -70,8 +71,3 @@ def _one_prompt(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     return 0
-
-
-def file_stem(prompt: str) -> str:
-    """A short file name from a prompt: lower-case ASCII words joined by "-"."""
-    return "-".join(re.findall(r"[a-z0-9]+", prompt.casefold()))[:60].strip("-") or "image"

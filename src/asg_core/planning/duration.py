@@ -33,8 +33,6 @@ class Phase:
     """Some network calls in a row.
 
     Attributes:
-        name: of the phase.
-        calls: network calls.
         layers: transformer layers launched in all of them.
         flops: in all.
         read: bytes of weights and cache read in all.

@@ -289,7 +289,5 @@ def model_shape(config: RunConfig) -> ModelShape:
         options=validate_options(manifest, config.backbone_options),
         seed=config.seed,
     )
-    shape = resolve(manifest.plan)(request)
-    if not isinstance(shape, ModelShape):
-        raise TypeError(f"{manifest.plan} returned {type(shape).__name__}, not ModelShape")
+    shape: ModelShape = resolve(manifest.plan)(request)
     return shape

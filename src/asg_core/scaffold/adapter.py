@@ -14,14 +14,7 @@ from asg_core.errors import ConfigError
 
 
 def write_adapter(name: str, into: Path) -> Path:
-    """Write the package ``asg-<name>`` below ``into``.
-
-    Args:
-        name: of the backbone, as users will write it after ``backbone=``: lower case, digits, underscores.
-        into: existing directory.
-
-    Returns:
-        The new directory.
+    """Write the package ``asg-<name>``, ``name`` as users will write it after ``backbone=``; returns its folder.
 
     Raises:
         ConfigError: the name cannot be one, ``into`` is no directory, or the new directory exists.
