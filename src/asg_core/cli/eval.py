@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from asg_core.backbones.registry import find_extension, load_extension, resolve
 from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json, progress_bar
 from asg_core.cli.tables import print_comparison, print_scores
-from asg_core.errors import CapabilityError
 from asg_core.evaluation.compare import compare, score_rows
 from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.evaluation.protocol import evaluation_protocol
@@ -44,19 +42,13 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         new_folder(args.out)
     model = open_model(args)
-    target = chosen.target if chosen else model.backbone.manifest.evaluation
-    if target is None:
-        raise CapabilityError(
-            f"backbone {model.config.backbone!r} has no evaluation",
-            "its plugin announces none",
-            "score it on public benchmarks: asg eval --preset paper prints how",
-        )
-    suite: Callable[[EvaluationRequest], list[EvalItem]] = resolve(target)
+    instead = "score it on public benchmarks: asg eval --preset paper prints how"
+    target = chosen.target if chosen else model.backbone.manifest.target("evaluation", instead)
 
     def evaluated(trained: bool) -> list[EvalItem]:
         with progress_bar(f"evaluating {'trained' if trained else 'base'}") as progress:
             request = EvaluationRequest(model.backbone, trained, model.config.seed, args.limit, progress)
-            items = suite(request)
+            items: list[EvalItem] = resolve(target)(request)
         if args.out is not None:
             packages = chosen.packages if chosen else ()
             protocol = evaluation_protocol(target, request, items, model.config, packages)

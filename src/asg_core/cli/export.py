@@ -28,13 +28,10 @@ def run(args: argparse.Namespace) -> int:
     if args.run is None:
         raise ConfigError("nothing to export", "no run was given", "add --run DIR, the folder that out= named")
     model = open_model(args)
-    target = model.backbone.manifest.export
-    if target is None or model.config.weights is None:
-        raise CapabilityError(
-            f"backbone {model.config.backbone!r} has no export",
-            "its plugin announces none" if target is None else "it was loaded without a directory of weights",
-            "use the adapters of the run folder directly: they are PEFT files",
-        )
+    instead = "use the adapters of the run folder directly: they are PEFT files"
+    target = model.backbone.manifest.target("export", instead)
+    if model.config.weights is None:
+        raise CapabilityError("there is nothing to merge into", "no directory of weights was loaded", instead)
     report = resolve(target)(
         model.backbone, model.config.weights, args.to, [Role(name) for name in args.roles], float32=args.float32
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.cli.common import add_json, print_json
-from asg_core.errors import CapabilityError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a case: name, largest absolute error, tolerance; 1 if any failed."""
-    manifest = find_manifest(args.backbone)
-    if manifest.parity is None:
-        raise CapabilityError(
-            f"backbone {args.backbone!r} has no parity replay",
-            "its plugin announces none",
-            "ask for one that does: asg plugins --json shows them",
-        )
+    target = find_manifest(args.backbone).target("parity", "ask for one that does: asg plugins --json shows them")
     from asg_core.testing.parity import run_parity
 
-    report = run_parity(resolve(manifest.parity), args.fixture)
+    report = run_parity(resolve(target), args.fixture)
     if args.json:
         # infinite errors (wrong shape, unknown case) have no JSON number
         rows = [

@@ -15,8 +15,7 @@ from asg_core.cli.common import add_json, add_overrides, load_config, print_json
 from asg_core.cli.tables import print_table
 from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.planning.accelerators import Accelerator, find_accelerator
-from asg_core.planning.duration import generation_phases, understanding_phases
+from asg_core.planning.duration import Accelerator, find_accelerator, generation_phases, understanding_phases
 from asg_core.planning.memory import generation_memory, images_that_fit, understanding_memory
 from asg_core.planning.shape import ModelShape, model_shape
 from asg_core.training.schedule import kinds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from asg_core.cli.common import add_overrides, load_config
 from asg_core.cli.tables import print_comparison
@@ -13,9 +12,6 @@ from asg_core.config.schema import RunConfig
 from asg_core.errors import INTERRUPTED, ConfigError
 from asg_core.runs.configuration import load_run_config
 from asg_core.runs.folder import run_config_file
-
-if TYPE_CHECKING:
-    from asg_core.training.trainer import Trainer
 
 EXAMPLES = """\
 examples:
@@ -34,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; prints the comparison with the base model and where the report is."""
-    trainer = _make_trainer(args.overrides)
+    config, folder = _chosen(args.overrides)
+    from asg_core.training.trainer import Trainer  # takes seconds, so after the configuration has been checked
+
+    trainer = Trainer(config) if folder is None else Trainer.resume(folder, config.steps)
     summary = trainer.run()
     if trainer.processes.is_main:
         if summary.rows:
@@ -43,41 +42,29 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if summary.interrupted else 0
 
 
-def _make_trainer(words: Sequence[str]) -> Trainer:
+def _chosen(words: Sequence[str]) -> tuple[RunConfig, Path | None]:
+    """The configuration, and the folder of the run to go on with. ConfigError if that was started with another one."""
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     others = [word for word in words if not word.startswith("resume=")]
-    # the configuration is checked before anything slow is imported
     if not resumed:
-        config, folder = load_config(others), None
-    elif resumed[-1] == "auto":
+        return load_config(others), None
+    if resumed[-1] == "auto":
         config = load_config(others)
-        folder = _started(config)
+        folder = config.out
+        if folder is None:
+            raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
+        if not (folder / "config.yaml").is_file():
+            return config, None
+        started = load_run_config(folder / "config.yaml").model_copy(update={"out": folder})
     else:
         folder = Path(resumed[-1])
-        stored = run_config_file(folder)
-        config = load_run_config(stored, others)
-        _require_same(config, load_run_config(stored), folder)
-    from asg_core.training.trainer import Trainer
-
-    return Trainer(config) if folder is None else Trainer.resume(folder, config.steps)
-
-
-def _started(config: RunConfig) -> Path | None:
-    """``out`` if it holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
-    if config.out is None:
-        raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
-    file = config.out / "config.yaml"
-    if not file.is_file():
-        return None
-    _require_same(config, load_run_config(file).model_copy(update={"out": config.out}), config.out)
-    return config.out
-
-
-def _require_same(config: RunConfig, started: RunConfig, run: Path) -> None:
+        started = load_run_config(run_config_file(folder))
+        config = load_run_config(run_config_file(folder), others)
     differing = [key for key, value in config if key != "steps" and value != getattr(started, key)]
     if differing:
         raise ConfigError(
-            f"{run} was started with other settings: {', '.join(differing)}",
+            f"{folder} was started with other settings: {', '.join(differing)}",
             "a run goes on with its own configuration; only its number of steps may grow",
             "give the settings it was started with or none, or start a new run in another out=DIR",
         )
+    return config, folder

@@ -1,7 +1,8 @@
 """Seconds of a training step on a named device, from counted FLOPs, bytes and network calls.
 
 A phase takes at least its FLOPs at the reachable rate, at least its bytes at the reachable bandwidth, and at least the
-time to launch its kernels one by one. Python, preprocessing and stragglers are not counted.
+time to launch its kernels one by one. Python, preprocessing and stragglers are not counted. What devices can do is
+their vendors' dense peak rates, and the share of them that large kernels reach.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from asg_core.config.schema import RunConfig
-from asg_core.planning.accelerators import Accelerator
+from asg_core.errors import ConfigError, did_you_mean
 from asg_core.planning.shape import ModelShape
 from asg_core.planning.workload import SPEC_ANSWERS, TextCall, generation_calls, understanding_calls
+
+COMPUTE_SHARE = 0.8
+BANDWIDTH_SHARE = 0.9
+"""Shares of the peak that large matrix products and long reads reach in practice; assumed, not measured."""
 
 LAUNCH = 1.7e-3
 """Seconds to launch one transformer layer eagerly, adapters included: the median of twelve decode passes of 28 layers
@@ -26,6 +31,55 @@ HEAD_PASSES = 5
 ATTENTION_BACKWARD = 2.5
 """Backward of attention as a multiple of its forward: five matrix products, one of them the forward's again, for two
 (Dao 2023, arXiv 2307.08691, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device model.
+
+    Attributes:
+        name: as written after ``--device-name``; part of the name that CUDA reports, but for capitals and blanks.
+        flops: dense bfloat16 peak, FLOP/s.
+        bandwidth: memory bandwidth, bytes/s.
+        memory: bytes.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: int
+
+    def is_called(self, reported: str) -> bool:
+        """Whether ``reported`` is its name: our own, or what CUDA reports ("NVIDIA H100 80GB HBM3")."""
+        return self.name in reported.lower().replace(" ", "")
+
+    def roofline(self, flops: float, read: float) -> float:
+        """Seconds that ``flops`` operations on ``read`` bytes take at least, at the reachable rates."""
+        return max(flops / (COMPUTE_SHARE * self.flops), read / (BANDWIDTH_SHARE * self.bandwidth))
+
+
+ACCELERATORS: tuple[Accelerator, ...] = (
+    Accelerator("h200", 989e12, 4.8e12, 141 * 10**9),
+    Accelerator("h100", 989e12, 3.35e12, 80 * 2**30),
+    Accelerator("a100", 312e12, 2.039e12, 80 * 2**30),
+    Accelerator("l40s", 362e12, 0.864e12, 48 * 10**9),
+    Accelerator("rtx4090", 165e12, 1.008e12, 24 * 2**30),
+)
+"""SXM variants where there are several. Data sheets quote twice these FLOP/s for sparse matrices."""
+
+
+def find_accelerator(name: str) -> Accelerator:
+    """The device that is called ``name``, by us or by CUDA. Raises ConfigError if it is not in the table."""
+    for device in ACCELERATORS:
+        if device.is_called(name):
+            return device
+    names = [device.name for device in ACCELERATORS]
+    near = did_you_mean(name.lower(), names)
+    raise ConfigError(
+        f"device {name!r} is unknown",
+        f"rates are known for {', '.join(names)}",
+        f"{near} Give the nearest one with --device-name and its memory with --memory-gib.",
+    )
 
 
 @dataclass(frozen=True)

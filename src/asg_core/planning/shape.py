@@ -10,7 +10,6 @@ from asg_core.backbones.loading import check_weights, validate_options
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.config.schema import RunConfig
-from asg_core.errors import CapabilityError
 from asg_core.method.prompts import MAX_PROMPT_WORDS
 from asg_core.models.limits import FEW_SAMPLES
 from asg_core.planning.activations import Activations
@@ -275,12 +274,7 @@ def model_shape(config: RunConfig) -> ModelShape:
         CapabilityError: its plugin announces no plan. PluginError, ConfigError, WeightsError: as for loading it.
     """
     manifest = find_manifest(config.backbone)
-    if manifest.plan is None:
-        raise CapabilityError(
-            f"backbone {config.backbone!r} cannot be planned",
-            "its plugin announces no plan target",
-            "measure instead: asg train steps=1, or ask the plugin's author for one",
-        )
+    target = manifest.target("plan", "measure instead: asg train steps=1, or ask the plugin's author for one")
     request = LoadRequest(
         weights=check_weights(manifest, config.weights),
         dtype="bfloat16" if config.dtype == "auto" else config.dtype,
@@ -289,5 +283,5 @@ def model_shape(config: RunConfig) -> ModelShape:
         options=validate_options(manifest, config.backbone_options),
         seed=config.seed,
     )
-    shape: ModelShape = resolve(manifest.plan)(request)
+    shape: ModelShape = resolve(target)(request)
     return shape

@@ -260,7 +260,7 @@ def test_a_backbone_without_a_plan_is_a_typed_error(monkeypatch: pytest.MonkeyPa
 
     mute: BackboneManifest = find_manifest(config.backbone).model_copy(update={"plan": None})
     monkeypatch.setattr(module, "find_manifest", lambda name: mute)
-    with pytest.raises(CapabilityError, match="cannot be planned"):
+    with pytest.raises(CapabilityError, match="has no plan"):
         model_shape(config)
 
 

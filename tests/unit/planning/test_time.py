@@ -8,8 +8,14 @@ import pytest
 
 from asg_core import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.planning.accelerators import ACCELERATORS, Accelerator, find_accelerator
-from asg_core.planning.duration import Phase, generation_phases, understanding_phases
+from asg_core.planning.duration import (
+    ACCELERATORS,
+    Accelerator,
+    Phase,
+    find_accelerator,
+    generation_phases,
+    understanding_phases,
+)
 from asg_core.planning.shape import ModelShape, Trunk
 from asg_core.planning.workload import understanding_calls
 
