@@ -43,9 +43,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options and trailing settings that say which model to load."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and trained adapters"
-    )
+    group.add_argument("--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and adapters")
     group.add_argument("--backbone", metavar="NAME", help="installed backbone (default: tiny); asg plugins lists them")
     group.add_argument("--weights", metavar="DIR", help="directory of the model's weights")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")

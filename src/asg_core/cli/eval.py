@@ -16,15 +16,9 @@ from asg_core.evaluation.store import AFTER, BEFORE, new_folder, store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--limit", type=at_least_one, metavar="N", help="at most N items per section (default: the whole suite)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="new folder for one row per item and the protocol, for asg compare"
-    )
-    parser.add_argument(
-        "--suite", metavar="NAME", help="instead of the backbone's own evaluation: easy_vqa (asg-lab; docs/datasets.md)"
-    )
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most N items per section (default: all)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for rows and protocol, for asg compare")
+    parser.add_argument("--suite", metavar="NAME", help="another evaluation: easy_vqa (asg-lab; docs/datasets.md)")
     parser.add_argument(
         "--preset",
         metavar="NAME",

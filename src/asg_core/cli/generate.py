@@ -23,12 +23,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="?")
-    parser.add_argument(
-        "--n", type=at_least_one, metavar="N", help="images of a prompt (default: 1, or the benchmark's own number)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write (default: the current one; drawn/LAYOUT with --layout)"
-    )
+    parser.add_argument("--n", type=at_least_one, metavar="N", help="images of a prompt (default: 1, or the layout's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: here, or drawn/LAYOUT)")
     bench = parser.add_argument_group("benchmarks (asg-lab; docs/benchmarks.md)")
     bench.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file, or folder of texts, of a benchmark")
     bench.add_argument(

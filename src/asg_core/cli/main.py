@@ -65,9 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and leaving."""
-        raise ConfigError(
-            f"{self.prog}: {message}", "the command line does not fit its usage", f"see {self.prog} --help"
-        )
+        raise ConfigError(f"{self.prog}: {message}", "it does not fit the usage", f"see {self.prog} --help")
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
