@@ -80,10 +80,7 @@ def _print(report: dict[str, Any]) -> None:
         [(p["name"], p["state"], p["reason"] or ", ".join(_provided(p))) for p in report["plugins"]],
     )
     print()
-    for problem in report["problems"]:
-        print(f"problem: {problem}")
-    if not report["problems"]:
-        print("no problem found")
+    print("\n".join(f"problem: {problem}" for problem in report["problems"]) or "no problem found")
 
 
 def _provided(plugin: dict[str, Any]) -> list[str]:

@@ -32,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
     target = model.backbone.manifest.target("export", instead)
     if model.config.weights is None:
         raise CapabilityError("there is nothing to merge into", "no directory of weights was loaded", instead)
-    report = resolve(target)(
-        model.backbone, model.config.weights, args.to, [Role(name) for name in args.roles], float32=args.float32
-    )
+    roles = [Role(name) for name in args.roles]
+    report = resolve(target)(model.backbone, model.config.weights, args.to, roles, float32=args.float32)
     print(f"{report.directory}: {len(report.merged)} tensors merged, {report.copied} copied")
     return 0

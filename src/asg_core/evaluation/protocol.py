@@ -87,10 +87,11 @@ def make_protocol(
     """
     name = backbone.manifest.name
     options = validate_options(backbone.manifest, config.backbone_options)
-    package, package_version = _plugin_of(name)
+    owners = [record for record in list_plugins() for manifest in record.backbones if manifest.name == name]
+    package, version = (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
     return {
         "backbone": name,
-        "plugin": f"{package} {package_version}",
+        "plugin": f"{package} {version}",
         "weights_sha256": weights_digest(config.weights),
         "options": None if options is None else options.model_dump(mode="json"),
         "dtype": str(backbone.dtype).removeprefix("torch."),
@@ -99,7 +100,7 @@ def make_protocol(
         "items": asdict(items),
         "prompt_rewriting": "none",
         "sampling": dict(sampling),
-        "template_sha256": _template_digest(name, package_version),
+        "template_sha256": _template_digest(name, version),
         "judge": judge,
         "versions": {
             "python": platform.python_version(),
@@ -176,11 +177,6 @@ def _template_digest(backbone: str, plugin_version: str) -> str:
         if name.isupper() and name[0] != "_" and isinstance(value, str | tuple)
     }
     return digest_of([json.dumps([texts, backbone, plugin_version]).encode()])
-
-
-def _plugin_of(backbone: str) -> tuple[str, str]:
-    owners = [r for r in list_plugins() for manifest in r.backbones if manifest.name == backbone]
-    return (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

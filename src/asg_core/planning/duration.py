@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError, did_you_mean
-from asg_core.planning.shape import ModelShape
+from asg_core.planning.shape import ModelShape, Trunk
 from asg_core.planning.workload import SPEC_ANSWERS, TextCall, generation_calls, understanding_calls
 
 COMPUTE_SHARE = 0.8
@@ -74,12 +74,10 @@ def find_accelerator(name: str) -> Accelerator:
         if device.is_called(name):
             return device
     names = [device.name for device in ACCELERATORS]
-    near = did_you_mean(name.lower(), names)
-    raise ConfigError(
-        f"device {name!r} is unknown",
-        f"rates are known for {', '.join(names)}",
-        f"{near} Give the nearest one with --device-name and its memory with --memory-gib.",
+    fix = (
+        f"{did_you_mean(name.lower(), names)} Give the nearest one with --device-name and its memory with --memory-gib."
     )
+    raise ConfigError(f"device {name!r} is unknown", f"rates are known for {', '.join(names)}", fix)
 
 
 @dataclass(frozen=True)
@@ -104,64 +102,60 @@ class Phase:
         return max(bound, self.layers * LAUNCH) if launches else bound
 
 
-class _Counter:
-    """Phases of one model."""
+def _see(shape: ModelShape, name: str, size: tuple[int, int], images: int) -> Phase:
+    tower = next((part.bytes for part in shape.parts if part.name == "vision"), 0)
+    seen = shape.see(*size)
+    return Phase(name, 1, seen.layers, images * seen.flops, tower)
 
-    def __init__(self, shape: ModelShape) -> None:
-        self.shape, self.trunk = shape, shape.trunk
 
-    def see(self, name: str, size: tuple[int, int], images: int) -> Phase:
-        tower = next((part.bytes for part in self.shape.parts if part.name == "vision"), 0)
-        seen = self.shape.see(*size)
-        return Phase(name, 1, seen.layers, images * seen.flops, tower)
+def _prefill(trunk: Trunk, name: str, rows: int, tokens: int, past: int) -> Phase:
+    flops = rows * trunk.flops(tokens, past + tokens)
+    read = trunk.weight_bytes + rows * past * trunk.kv_bytes
+    return Phase(name, 1, trunk.layers, flops, read)
 
-    def prefill(self, name: str, rows: int, tokens: int, past: int) -> Phase:
-        flops = rows * self.trunk.flops(tokens, past + tokens)
-        read = self.trunk.weight_bytes + rows * past * self.trunk.kv_bytes
-        return Phase(name, 1, self.trunk.layers, flops, read)
 
-    def decode(self, name: str, call: TextCall) -> Phase:
-        rows, new, context = call.rows, call.new, call.prefix + call.prompt + call.new / 2
-        flops = rows * (self.trunk.flops(new, context) + self.trunk.head_flops(new))
-        read = new * (self.trunk.weight_bytes + rows * context * self.trunk.kv_bytes)
-        return Phase(name, new, new * self.trunk.layers, flops, read)
+def _decode(trunk: Trunk, name: str, call: TextCall) -> Phase:
+    rows, new, context = call.rows, call.new, call.prefix + call.prompt + call.new / 2
+    flops = rows * (trunk.flops(new, context) + trunk.head_flops(new))
+    read = new * (trunk.weight_bytes + rows * context * trunk.kv_bytes)
+    return Phase(name, new, new * trunk.layers, flops, read)
 
-    def update(self, name: str, call: TextCall, rows: int, *, shared: bool, again: bool) -> Phase:
-        """``shared``: all samples of an image have one prompt, which passes with gradients read with the image."""
-        shown = UPDATE_PASSES - 1 + again  # passes with gradients; the base has read the images before
-        trunk, images, prefix, prompt, new = self.trunk, call.images, call.prefix, call.prompt, call.new
-        read, own = (prefix + prompt, new) if shared else (prefix, prompt + new)
-        flops = shown * (images * trunk.flops(read, read) + rows * trunk.flops(own, read + own))
-        attention = images * trunk.attention_flops(read, read) + rows * trunk.attention_flops(own, read + own)
-        flops += (ATTENTION_BACKWARD - 1) * attention + rows * trunk.flops(prompt + new, prefix + prompt + new)
-        flops += HEAD_PASSES * trunk.head_flops(rows * new)
-        if not shared:  # of a prefix's last layer, nobody reads more than keys and values
-            unread = trunk.parameters / trunk.layers - 2 * trunk.width * trunk.kv_heads * trunk.head_width
-            unread_attention = ATTENTION_BACKWARD * trunk.attention_flops(read, read) / trunk.layers
-            flops -= images * (2 * unread * read + unread_attention)
-        passes = 2 * shown + 1
-        return Phase(name, passes, passes * trunk.layers, flops, passes * trunk.weight_bytes)
+
+def _update(trunk: Trunk, name: str, call: TextCall, rows: int, *, shared: bool, again: bool) -> Phase:
+    """``shared``: all samples of an image have one prompt, which passes with gradients read with the image."""
+    shown = UPDATE_PASSES - 1 + again  # passes with gradients; the base has read the images before
+    images, prefix, prompt, new = call.images, call.prefix, call.prompt, call.new
+    read, own = (prefix + prompt, new) if shared else (prefix, prompt + new)
+    flops = shown * (images * trunk.flops(read, read) + rows * trunk.flops(own, read + own))
+    attention = images * trunk.attention_flops(read, read) + rows * trunk.attention_flops(own, read + own)
+    flops += (ATTENTION_BACKWARD - 1) * attention + rows * trunk.flops(prompt + new, prefix + prompt + new)
+    flops += HEAD_PASSES * trunk.head_flops(rows * new)
+    if not shared:  # of a prefix's last layer, nobody reads more than keys and values
+        unread = trunk.parameters / trunk.layers - 2 * trunk.width * trunk.kv_heads * trunk.head_width
+        unread_attention = ATTENTION_BACKWARD * trunk.attention_flops(read, read) / trunk.layers
+        flops -= images * (2 * unread * read + unread_attention)
+    passes = 2 * shown + 1
+    return Phase(name, passes, passes * trunk.layers, flops, passes * trunk.weight_bytes)
 
 
 def understanding_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int], images: int) -> list[Phase]:
     """An understanding step of ``images`` images of ``size`` (width, height) pixels, in order."""
-    count = _Counter(shape)
     ask, solve = understanding_calls(shape, config, size, images)
-    again = config.gradient_checkpointing
+    trunk, again = shape.trunk, config.gradient_checkpointing
     learning = config.optimizer.lr_proposer > 0 or config.optimizer.lr_solver > 0
     phases = [
-        count.see("vision tower", size, images),
-        count.prefill("image prefix, all policies", (2 + learning) * images, ask.prefix, 0),
-        count.prefill("ask, prompt", ask.nodes, ask.prompt, ask.prefix),
-        count.decode("ask, decode", ask),
-        count.prefill("solve, prompts", solve.nodes, solve.prompt, solve.prefix),
-        count.decode("solve, decode", solve),
+        _see(shape, "vision tower", size, images),
+        _prefill(trunk, "image prefix, all policies", (2 + learning) * images, ask.prefix, 0),
+        _prefill(trunk, "ask, prompt", ask.nodes, ask.prompt, ask.prefix),
+        _decode(trunk, "ask, decode", ask),
+        _prefill(trunk, "solve, prompts", solve.nodes, solve.prompt, solve.prefix),
+        _decode(trunk, "solve, decode", solve),
     ]
     if config.optimizer.lr_proposer:
-        shared = shape.trunk.reads_once(config.ask.questions_per_image)
-        phases.append(count.update("update Proposer", ask, ask.rows, shared=shared, again=again))
+        shared = trunk.reads_once(config.ask.questions_per_image)
+        phases.append(_update(trunk, "update Proposer", ask, ask.rows, shared=shared, again=again))
     if config.optimizer.lr_solver:
-        phases.append(count.update("update Solver", solve, solve.nodes, shared=False, again=again))
+        phases.append(_update(trunk, "update Solver", solve, solve.nodes, shared=False, again=again))
     return phases
 
 
@@ -169,18 +163,18 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
     """A generation step of ``images`` prompts, in order. Raises ValueError if the model cannot draw."""
     if shape.drawing is None:
         raise ValueError("this model cannot draw")
-    count, drawing = _Counter(shape), shape.drawing
+    drawing = shape.drawing
     spec, references, judge = generation_calls(shape, drawing, config, size, images)
     trunk, answer, caption = shape.trunk, config.solve.max_new_tokens, config.solve.caption_max_new_tokens
     drawn, both, longer = judge.images, min(answer, caption), SPEC_ANSWERS if answer > caption else 1
     batches = -(-drawn // drawing.batch)
     phases = [
-        count.see("vision tower", size, images),
-        count.prefill("image prefix, both roles", 2 * images, spec.prefix, 0),
-        count.prefill("spec, prompt", spec.nodes, spec.prompt, spec.prefix),
-        count.decode("spec, decode", spec),
-        count.prefill("references, prompts", references.nodes, references.prompt, references.prefix),
-        count.decode("references, decode", references),
+        _see(shape, "vision tower", size, images),
+        _prefill(trunk, "image prefix, both roles", 2 * images, spec.prefix, 0),
+        _prefill(trunk, "spec, prompt", spec.nodes, spec.prompt, spec.prefix),
+        _decode(trunk, "spec, decode", spec),
+        _prefill(trunk, "references, prompts", references.nodes, references.prompt, references.prefix),
+        _decode(trunk, "references, decode", references),
         *(
             Phase(
                 f"draw, {stage.name}",
@@ -191,16 +185,17 @@ def generation_phases(shape: ModelShape, config: RunConfig, size: tuple[int, int
             )
             for stage in drawing.stages
         ),
-        count.see("vision tower, candidates", drawing.size, drawn),
-        count.prefill("judge, image prefix", drawn, judge.prefix, 0),
-        count.prefill("judge, prompts", judge.nodes, judge.prompt, judge.prefix),
+        _see(shape, "vision tower, candidates", drawing.size, drawn),
+        _prefill(trunk, "judge, image prefix", drawn, judge.prefix, 0),
+        _prefill(trunk, "judge, prompts", judge.nodes, judge.prompt, judge.prefix),
         # answers and captions are one batch, which those with the lower limit leave first
-        count.decode("judge, decode", replace(judge, new=both)),
-        count.decode(
+        _decode(trunk, "judge, decode", replace(judge, new=both)),
+        _decode(
+            trunk,
             "judge, longer rows",
             replace(judge, rows=drawn * longer, prompt=judge.prompt + both, new=judge.new - both),
         ),
-        count.prefill("embed", drawn, judge.prefix, 0),
+        _prefill(trunk, "embed", drawn, judge.prefix, 0),
     ]
     if config.optimizer.lr_generator:
         passes = UPDATE_PASSES + (config.gradient_checkpointing and drawing.loss_recomputed)

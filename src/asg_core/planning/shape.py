@@ -161,15 +161,10 @@ class SeenImage:
 
 
 def rotary_tower_bytes(patches: int, width: int, ffn: int, itemsize: int) -> int:
-    """Most bytes that a vision tower makes which rotates queries and keys in float32, as those of Qwen do.
+    """Most bytes that a vision tower makes of the patches of all images, if it rotates queries and keys in float32.
 
-    A block's input, its norm, queries, keys and values, with six float32 tensors beside them; or the same with four
-    tensors as wide as the hidden layer.
-
-    Args:
-        patches: of all images.
-        width, ffn: of a block.
-        itemsize: bytes per number.
+    As those of Qwen do. A block's input, its norm, queries, keys and values, with six float32 tensors beside them; or
+    the same with four tensors as wide as the hidden layer.
     """
     return patches * (6 * width * itemsize + max(24 * width, 4 * ffn * itemsize))
 
