@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what a bug report needs and nothing private: no environment, no paths outside the current folder.
 
-    Returns:
-        1 if a required package or every backbone is missing, or the disk is nearly full.
+    Returns 1 if a required package or every backbone is missing, or the disk is nearly full.
     """
     problems = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]

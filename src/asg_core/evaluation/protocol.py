@@ -56,7 +56,6 @@ class Items:
     Attributes:
         source: where it is from: a suite's ``module:function``, the name of a prompt file, or tasks.
         sha256: of the prompt file, or of the items' identities.
-        count: how many.
         limit: at most this many per section, or None.
     """
 
