@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most N items per section (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for rows and protocol, for asg compare")
     parser.add_argument("--suite", metavar="NAME", help="another evaluation: easy_vqa (asg-lab; docs/datasets.md)")
-    parser.add_argument(
-        "--preset", metavar="NAME", help="only print an lmms-eval command, by its name: paper (asg-lab)"
-    )
+    parser.add_argument("--preset", metavar="NAME", help="only print an lmms-eval command by name: paper (asg-lab)")
     add_model_options(parser)
     add_json(parser)
 
