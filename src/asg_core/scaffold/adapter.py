@@ -30,12 +30,8 @@ def write_adapter(name: str, into: Path) -> Path:
     target = into / f"asg-{name.replace('_', '-')}"
     if target.exists():
         raise ConfigError(f"{target} exists", "nothing is overwritten", "choose another name or another --into DIR")
-    jinja = Environment(
-        loader=PackageLoader("asg_core.scaffold", "templates/adapter"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    loader = PackageLoader("asg_core.scaffold", "templates/adapter")
+    jinja = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     words = {
         "name": name,
         "distribution": target.name,
