@@ -13,7 +13,7 @@ from asg_core.backbones.interface import Role
 from asg_core.config.schema import Optimizer, RunConfig
 from asg_core.method.replay import NoiseFloor
 from asg_core.models.causal import CausalBackbone
-from asg_core.planning.accelerators import Accelerator as Rates
+from asg_core.planning.duration import Accelerator as Rates
 from asg_core.training.optimizer import RoleOptimizer
 from gpu_models import Built, pictures
 from scripted import confident, endless

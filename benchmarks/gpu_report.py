@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 
 from asg_core.errors import ConfigError
-from asg_core.planning.accelerators import Accelerator, find_accelerator
+from asg_core.planning.duration import Accelerator, find_accelerator
 from gpu_rows import Row
 
 PACKAGES = ("asg-core", "torch", "transformers", "diffusers", "peft", "accelerate")

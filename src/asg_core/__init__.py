@@ -10,23 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "AsgError": "asg_core.errors",
-    "Backbone": "asg_core.backbones.interface",
-    "BackboneManifest": "asg_core.backbones.manifest",
-    "Capabilities": "asg_core.backbones.manifest",
-    "CausalBackbone": "asg_core.models.causal",
-    "ImageRequest": "asg_core.backbones.interface",
-    "ImageSampling": "asg_core.backbones.interface",
-    "Role": "asg_core.backbones.interface",
-    "RunConfig": "asg_core.config.schema",
-    "TextRequest": "asg_core.backbones.interface",
-    "TextSampling": "asg_core.backbones.interface",
-    "Trainer": "asg_core.training.trainer",
-    "hookimpl": "asg_core.backbones.hookspecs",
-    "list_backbones": "asg_core.backbones.registry",
-    "load_backbone": "asg_core.backbones.loading",
+_PUBLIC = {
+    "backbones.hookspecs": ["hookimpl"],
+    "backbones.interface": ["Backbone", "ImageRequest", "ImageSampling", "Role", "TextRequest", "TextSampling"],
+    "backbones.loading": ["load_backbone"],
+    "backbones.manifest": ["BackboneManifest", "Capabilities"],
+    "backbones.registry": ["list_backbones"],
+    "config.schema": ["RunConfig"],
+    "errors": ["AsgError"],
+    "models.causal": ["CausalBackbone"],
+    "training.trainer": ["Trainer"],
 }
+_LAZY = {name: f"asg_core.{module}" for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_LAZY)
 
 if TYPE_CHECKING:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 class AsgError(Exception):
     """Base of all errors that asg_core raises on purpose.

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from asg_core.config.schema import LoraSettings as LoraSettings
+from asg_core.errors import CapabilityError
 
 PLUGIN_API = 1
 """Version of the plugin interface. A plugin whose manifest names another one is refused with both in the message."""
@@ -67,6 +68,13 @@ class BackboneManifest(BaseModel, frozen=True, extra="forbid"):
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="recommended RunConfig values for this backbone, below YAML and command line"
     )
+
+    def target(self, kind: Literal["evaluation", "export", "parity", "plan"], instead: str) -> str:
+        """What is announced for ``kind``. Raises CapabilityError, whose remedy is ``instead``, if nothing is."""
+        found: str | None = getattr(self, kind)
+        if found is None:
+            raise CapabilityError(f"backbone {self.name!r} has no {kind}", "its plugin announces none", instead)
+        return found
 
 
 class LoadRequest(BaseModel, frozen=True, extra="forbid"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from asg_core.backbones.interface import Role
 from asg_core.cli.common import add_json, add_model_options, at_least_one, open_model, print_json
+from asg_core.config.seeding import derive_seed
+from asg_core.data.image_file import open_image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("image", type=Path, metavar="IMAGE")
     parser.add_argument("--n", type=at_least_one, metavar="N", help="how many (default: ask.questions_per_image)")
     add_model_options(parser)
@@ -18,11 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one question per line; completions that are no question say why."""
-    from functools import partial
-
-    from asg_core.backbones.interface import Role
-    from asg_core.config.seeding import derive_seed
-    from asg_core.data.image_file import open_image
     from asg_core.method.understanding import ask_questions
 
     image = open_image(args.image)

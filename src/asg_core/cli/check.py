@@ -9,12 +9,13 @@ from collections import Counter
 from functools import partial
 
 from asg_core.cli.common import add_json, add_overrides, given_words, print_json
+from asg_core.runs.configuration import load_run_config
+from asg_core.runs.opening import load_base
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "skipped": "skip", "expected": "xfail", "unexpected": "XPASS"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--weights", metavar="DIR", help="directory of its weights, best a tiny checkpoint")
     parser.add_argument("--profile", choices=("quick", "full"), default="full", help="quick leaves out the slow checks")
@@ -39,19 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a check, with cause and remedy where it failed; 1 unless all are good."""
-    from asg_core.backbones.registry import find_manifest
-    from asg_core.runs.configuration import load_run_config
-    from asg_core.runs.opening import load_base
     from asg_core.testing.conformance import Outcome, check_backbone
 
-    find_manifest(args.backbone)
     words = [*given_words(args, "backbone", "weights"), *args.overrides]
     config = load_run_config(None, words)
-    unguided = [*words, *(f"backbone_options.{word}" for word in args.guidance_off)] if args.guidance_off else []
+    unguided = [*words, *(f"backbone_options.{word}" for word in args.guidance_off)]
 
     def show(outcome: Outcome) -> None:
-        if args.json:
-            return
         print(f"{_MARKS[outcome.status]:5} {outcome.check.id:32} {outcome.reason}".rstrip(), flush=True)
         if not outcome.good:
             print(f"      promise: {outcome.check.meaning}\n      remedy:  {outcome.remedy}")
@@ -63,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         expected_failures=dict(word.partition("=")[::2] for word in args.expect),
         profile=args.profile,
         only=args.only,
-        guidance_off=load_run_config(None, unguided).backbone_options if unguided else None,
-        each=show,
+        guidance_off=load_run_config(None, unguided).backbone_options if args.guidance_off else None,
+        each=(lambda outcome: None) if args.json else show,
     )
     if args.json:
         rows = [{"id": o.check.id, "status": o.status, "reason": o.reason} for o in report.outcomes]

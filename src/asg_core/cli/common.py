@@ -8,22 +8,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from asg_core.config.schema import RunConfig
 from asg_core.runs.opening import OpenedModel
 from asg_core.runs.opening import open_model as open_with
 
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """The trailing ``key=value`` words."""
+def add_overrides(parser: argparse.ArgumentParser, *, file: bool = False) -> None:
+    """The trailing ``key=value`` words; with ``file`` what :func:`load_config` takes."""
+    settings = "settings, e.g. solve.temperature=0.7; asg config prints all of them with their meaning"
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, e.g. solve.temperature=0.7; asg config lists them"
+        "overrides",
+        nargs="*",
+        metavar="CONFIG.yaml | key=value" if file else "key=value",
+        help=f"a configuration file first, then {settings}" if file else settings,
     )
 
 
@@ -32,22 +31,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The words that :func:`load_config` takes."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="CONFIG.yaml | key=value",
-        help="a configuration file first, then settings; asg config prints all of them with their meaning",
-    )
-
-
 def load_config(words: Sequence[str]) -> RunConfig:
-    """The configuration that a file, if the first word is none of ``key=value``, and settings describe.
-
-    Raises:
-        ConfigError, PluginError.
-    """
+    """What settings describe, and a file if the first word is none of them. Raises ConfigError, PluginError."""
     from asg_core.runs.configuration import load_run_config
 
     if words and "=" not in words[0]:
@@ -58,9 +43,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options and trailing settings that say which model to load."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and trained adapters"
-    )
+    group.add_argument("--run", type=Path, metavar="DIR", help="a run folder: its backbone, weights and adapters")
     group.add_argument("--backbone", metavar="NAME", help="installed backbone (default: tiny); asg plugins lists them")
     group.add_argument("--weights", metavar="DIR", help="directory of the model's weights")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -69,11 +52,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> OpenedModel:
-    """Load what :func:`add_model_options` describes: the base model, or with ``--run`` also the run's adapters.
-
-    Raises:
-        ConfigError, PluginError, WeightsError, RunFolderError.
-    """
+    """Load what :func:`add_model_options` describes: the base model, or with ``--run`` also the run's adapters."""
     return open_with(args.run, [*given_words(args, "backbone", "weights", "device", "seed"), *args.overrides])
 
 

@@ -10,27 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from asg_core import __version__
+from asg_core.backbones.registry import list_plugins
+from asg_core.backbones.requirements import required_versions, unmet_requirements
 from asg_core.cli.common import add_json, print_json
+from asg_core.cli.plugins import as_data
 
 GIB = 1024**3
 LOW_DISK_BYTES = 2 * GIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what a bug report needs and nothing private: no environment, no paths outside the current folder.
 
-    Returns:
-        1 if a required package or every backbone is missing, or the disk is nearly full.
+    Returns 1 if a required package or every backbone is missing, or the disk is nearly full.
     """
-    from asg_core.backbones.registry import list_plugins
-    from asg_core.backbones.requirements import required_versions, unmet_requirements
-    from asg_core.cli.plugins import as_data
-
     problems = unmet_requirements()
     plugins = [as_data(record) for record in list_plugins()]
     if not any(plugin["backbones"] for plugin in plugins):
@@ -68,7 +65,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from asg_core.cli.tables import print_table
+    from asg_core.cli.tables import print_table  # so that --json needs no rich
 
     print_table(("package", "version"), [(name, found or "missing") for name, found in report["versions"].items()])
     free = report["disk_free_bytes"] / GIB
@@ -82,10 +79,7 @@ def _print(report: dict[str, Any]) -> None:
         [(p["name"], p["state"], p["reason"] or ", ".join(_provided(p))) for p in report["plugins"]],
     )
     print()
-    for problem in report["problems"]:
-        print(f"problem: {problem}")
-    if not report["problems"]:
-        print("no problem found")
+    print("\n".join(f"problem: {problem}" for problem in report["problems"]) or "no problem found")
 
 
 def _provided(plugin: dict[str, Any]) -> list[str]:

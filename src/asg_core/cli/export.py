@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from asg_core.backbones.interface import Role
+from asg_core.backbones.registry import resolve
 from asg_core.cli.common import add_model_options, open_model
+from asg_core.errors import CapabilityError, ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument(
         "--roles",
@@ -23,23 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge and write; prints what was written."""
-    from asg_core.backbones.interface import Role
-    from asg_core.backbones.registry import resolve
-    from asg_core.errors import CapabilityError, ConfigError
-
     if args.run is None:
         raise ConfigError("nothing to export", "no run was given", "add --run DIR, the folder that out= named")
     model = open_model(args)
-    target = model.backbone.manifest.export
-    if target is None or model.config.weights is None:
-        raise CapabilityError(
-            f"backbone {model.config.backbone!r} has no export",
-            "its plugin announces none" if target is None else "it was loaded without a directory of weights",
-            "use the adapters of the run folder directly: they are PEFT files",
-        )
-    report = resolve(target)(
-        model.backbone, model.config.weights, args.to, [Role(name) for name in args.roles], float32=args.float32
-    )
+    instead = "use the adapters of the run folder directly: they are PEFT files"
+    target = model.backbone.manifest.target("export", instead)
+    if model.config.weights is None:
+        raise CapabilityError("there is nothing to merge into", "no directory of weights was loaded", instead)
+    roles = [Role(name) for name in args.roles]
+    report = resolve(target)(model.backbone, model.config.weights, args.to, roles, float32=args.float32)
     print(f"{report.directory}: {len(report.merged)} tensors merged, {report.copied} copied")
     return 0

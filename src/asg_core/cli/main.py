@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 from asg_core import __version__
 from asg_core.backbones.known_plugins import EXTENSIONS
-from asg_core.cli.common import INTERRUPTED
-from asg_core.errors import AsgError, ConfigError, did_you_mean
+from asg_core.errors import INTERRUPTED, AsgError, ConfigError, did_you_mean
 
 DEBUG_VARIABLE = "ASG_DEBUG"
 
@@ -66,16 +65,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage and leaving."""
-        raise ConfigError(
-            f"{self.prog}: {message}", "the command line does not fit its usage", f"see {self.prog} --help"
-        )
+        raise ConfigError(f"{self.prog}: {message}", "it does not fit the usage", f"see {self.prog} --help")
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all verbs.
-
-    Args:
-        wanted: the verb that has its arguments and ``handler``; the others are listed, and nothing of theirs imported.
+    """The parser of all verbs: ``wanted`` has its arguments and ``handler``, of the others nothing is imported.
 
     Raises:
         ConfigError: there is no such verb. PluginError: no usable plugin provides it.
@@ -103,19 +97,12 @@ def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
             fix = did_you_mean(wanted, known)
             raise ConfigError(f"asg has no verb {wanted!r}", "see asg --help for all of them", fix)
         load_extension("verb", wanted)(verbs)
-    parser.set_defaults(verbs=list(verbs.choices))
+    parser.set_defaults(verbs=verbs.choices)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: words after the program's name; None takes them from the process.
-
-    Returns:
-        the exit code; ``asg --help`` lists them.
-    """
+    """Run the command ``argv``, or that of the process if it is None; returns the exit code (``asg --help``)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         # batches of all sizes follow each other, whose fragments would otherwise take gigabytes; read when CUDA starts
@@ -153,11 +140,7 @@ def _run(words: list[str]) -> int:
     # argparse leaves out key=value words that follow an option
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
     if strange:
-        raise ConfigError(
-            f"asg {args.verb}: cannot make sense of {strange[0]!r}",
-            "it is neither an option nor a key=value word that this verb takes",
-            f"see asg {args.verb} --help",
-        )
+        args.verbs[args.verb].error(f"{strange[0]!r} is neither an option nor a key=value word that this verb takes")
     if rest:
         args.overrides += rest
     return int(args.handler(args))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from asg_core.scaffold.adapter import write_adapter
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True)
     adapter = kinds.add_parser(
         "adapter",
@@ -21,11 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the files and say what to do next."""
-    from asg_core.scaffold.adapter import write_adapter
-
     folder = write_adapter(args.name, args.into)
-    print(f"wrote {folder}; next:")
-    print(f"  pip install -e {folder}")
-    print(f"  pytest {folder}")
+    print(f"wrote {folder}; next:\n  pip install -e {folder}\n  pytest {folder}")
     print(f"  and go on as {folder / 'README.md'} says")
     return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from asg_core.backbones.registry import find_manifest, resolve
 from asg_core.cli.common import add_json, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("backbone", metavar="NAME", help="installed backbone; asg plugins lists them")
     parser.add_argument("--fixture", type=Path, required=True, metavar="DIR", help="manifest.json, cases, checkpoint")
     add_json(parser)
@@ -17,19 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """One line a case: name, largest absolute error, tolerance; 1 if any failed."""
-    from asg_core.backbones.registry import find_manifest, resolve
-    from asg_core.errors import CapabilityError
-
-    manifest = find_manifest(args.backbone)
-    if manifest.parity is None:
-        raise CapabilityError(
-            f"backbone {args.backbone!r} has no parity replay",
-            "its plugin announces none",
-            "ask for one that does: asg plugins --json shows them",
-        )
+    target = find_manifest(args.backbone).target("parity", "ask for one that does: asg plugins --json shows them")
     from asg_core.testing.parity import run_parity
 
-    report = run_parity(resolve(manifest.parity), args.fixture)
+    report = run_parity(resolve(target), args.fixture)
     if args.json:
         # infinite errors (wrong shape, unknown case) have no JSON number
         rows = [

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from asg_core.cli.common import add_config, add_json, load_config, print_json
+from asg_core.cli.common import add_json, add_overrides, load_config, print_json
+from asg_core.cli.tables import print_table
+from asg_core.config.schema import RunConfig
 from asg_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
-    from asg_core.planning.accelerators import Accelerator
-    from asg_core.planning.duration import Phase
-    from asg_core.planning.memory import StepMemory
-    from asg_core.planning.shape import ModelShape
+from asg_core.planning.duration import Accelerator, find_accelerator, generation_phases, understanding_phases
+from asg_core.planning.memory import generation_memory, images_that_fit, understanding_memory
+from asg_core.planning.shape import ModelShape, model_shape
+from asg_core.training.schedule import kinds
 
 GIB = 2**30
 
@@ -33,8 +31,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
-    add_config(parser)
+    add_overrides(parser, file=True)
     parser.add_argument("--device-name", default="h100", metavar="NAME", help="h100 (default), h200, a100, ...")
     parser.add_argument("--memory-gib", type=float, metavar="X", help="memory of the device (default: its own)")
     parser.add_argument("--image", default="1024x1024", metavar="WxH", help="size of your images, pixels (1024x1024)")
@@ -44,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 0 even if nothing fits, because that is an answer."""
-    from asg_core.planning.accelerators import find_accelerator
-    from asg_core.planning.shape import model_shape
-
     size = _size(args.image)
     device = find_accelerator(args.device_name)
     memory = device.memory if args.memory_gib is None else int(args.memory_gib * GIB)
@@ -72,32 +66,26 @@ def _size(text: str) -> tuple[int, int]:
 def _plan(
     shape: ModelShape, config: RunConfig, size: tuple[int, int], device: Accelerator, memory: int
 ) -> dict[str, Any]:
-    from asg_core.planning.duration import generation_phases, understanding_phases
-    from asg_core.planning.memory import generation_memory, images_that_fit, understanding_memory
-    from asg_core.training.schedule import kinds
-
-    def step(kind: str, images: int, memory_of: Callable[[int], StepMemory], phases: list[Phase]) -> dict[str, Any]:
-        needs = memory_of(images)
-        return {
+    planned, steps = kinds(config.steps, config.schedule), []
+    for kind, images, memory_of, phases_of in (
+        ("understanding", config.images_per_step, understanding_memory, understanding_phases),
+        ("generation", config.generate.prompts_per_step, generation_memory, generation_phases),
+    ):
+        if kind not in planned or (kind == "generation" and shape.drawing is None):
+            continue
+        needs = memory_of(shape, config, size, images)
+        step = {
             "kind": kind,
             "images": images,
             "bytes": {**vars(needs), "peak": needs.peak},
             "fits": needs.peak <= memory,
-            "images_that_fit": images_that_fit(memory_of, memory),
+            "images_that_fit": images_that_fit(partial(memory_of, shape, config, size), memory),
             "phases": [
                 {**vars(p), "seconds": p.seconds(device), "seconds_captured": p.seconds(device, launches=False)}
-                for p in phases
+                for p in phases_of(shape, config, size, images)
             ],
         }
-
-    planned = kinds(config.steps, config.schedule)
-    steps = []
-    if "understanding" in planned:
-        n, needs = config.images_per_step, partial(understanding_memory, shape, config, size)
-        steps.append(step("understanding", n, needs, understanding_phases(shape, config, size, n)))
-    if "generation" in planned and shape.drawing is not None:
-        n, needs = config.generate.prompts_per_step, partial(generation_memory, shape, config, size)
-        steps.append(step("generation", n, needs, generation_phases(shape, config, size, n)))
+        steps.append(step)
     return {
         "backbone": config.backbone,
         "device": device.name,
@@ -130,8 +118,6 @@ def _measured(results: Path | None, backbone: str, device: Accelerator) -> list[
 
 
 def _print(plan: dict[str, Any]) -> None:
-    from asg_core.cli.tables import print_table
-
     parts = [(p["name"], f"{p['parameters']:,}", _gib(p["bytes"])) for p in plan["parts"]]
     parts.append(("frozen base", f"{plan['parameters']:,}", _gib(plan["weight_bytes"])))
     parts += [(f"{role} adapter", f"{count:,}", _gib(4 * count)) for role, count in plan["adapters"].items()]
@@ -153,8 +139,6 @@ def _print(plan: dict[str, Any]) -> None:
 
 
 def _print_step(step: dict[str, Any], plan: dict[str, Any]) -> None:
-    from asg_core.cli.tables import print_table
-
     what = "images" if step["kind"] == "understanding" else "prompts"
     memory = plan["memory_bytes"]
     print(f"\n{step['kind']} step, {step['images']} {what}: memory")

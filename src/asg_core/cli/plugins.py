@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from asg_core.backbones.registry import PluginRecord, list_plugins
 from asg_core.cli.common import add_json, print_json
-
-if TYPE_CHECKING:
-    from asg_core.backbones.registry import PluginRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one row per plugin. A broken plugin is listed with its reason and is no failure of this command."""
-    from asg_core.backbones.registry import list_plugins
-
     records = list_plugins()
     if args.json:
         print_json([as_data(record) for record in records])
-        return 0
-    from asg_core.cli.tables import print_table
+    else:
+        from asg_core.cli.tables import print_table
 
-    print_table(
-        ("plugin", "package", "state", "provides"),
-        [(r.name, f"{r.distribution} {r.version}", r.state, _provided(r) or str(r.reason)) for r in records],
-    )
+        rows = [(r.name, f"{r.distribution} {r.version}", r.state, _provided(r) or str(r.reason)) for r in records]
+        print_table(("plugin", "package", "state", "provides"), rows)
     return 0
 
 

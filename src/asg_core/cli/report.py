@@ -9,12 +9,10 @@ from asg_core.runs.folder import run_config_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
     parser.add_argument("run_folder", type=Path, metavar="RUN")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render and print the path."""
     run_config_file(args.run_folder)
     from asg_core.runs.report.render import render_report
 

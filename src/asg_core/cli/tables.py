@@ -13,11 +13,6 @@ PLAIN_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from: int | None = None) -> None:
     """Print cells as text; columns from ``numeric_from`` on are aligned to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -26,9 +21,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numer
         table.add_column(heading, justify="right" if number else "left", no_wrap=number)
     for row in rows:
         table.add_row(*row)
-    _Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, emoji=False, highlight=False).print(
-        table
-    )
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")
 
 
 def print_comparison(rows: Iterable[Mapping[str, Any]]) -> None:

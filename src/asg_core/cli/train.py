@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from asg_core.cli.common import INTERRUPTED, add_config, load_config
-from asg_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
-    from asg_core.training.trainer import Trainer
+from asg_core.cli.common import add_overrides, load_config
+from asg_core.cli.tables import print_comparison
+from asg_core.config.schema import RunConfig
+from asg_core.errors import INTERRUPTED, ConfigError
+from asg_core.runs.configuration import load_run_config
+from asg_core.runs.folder import run_config_file
 
 EXAMPLES = """\
 examples:
@@ -26,70 +25,46 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
-    add_config(parser)
+    add_overrides(parser, file=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; prints the comparison with the base model and where the report is."""
-    trainer = _make_trainer(args.overrides)
+    config, folder = _chosen(args.overrides)
+    from asg_core.training.trainer import Trainer  # takes seconds, so after the configuration has been checked
+
+    trainer = Trainer(config) if folder is None else Trainer.resume(folder, config.steps)
     summary = trainer.run()
     if trainer.processes.is_main:
         if summary.rows:
-            from asg_core.cli.tables import print_comparison
-
             print_comparison(summary.rows)
         print(f"{summary.steps_done} steps, report: {summary.report}")
     return INTERRUPTED if summary.interrupted else 0
 
 
-def _make_trainer(words: Sequence[str]) -> Trainer:
+def _chosen(words: Sequence[str]) -> tuple[RunConfig, Path | None]:
+    """The configuration, and the folder of the run to go on with. ConfigError if that was started with another one."""
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     others = [word for word in words if not word.startswith("resume=")]
-    if resumed and resumed[-1] != "auto":
-        return _resume(Path(resumed[-1]), others)
-    # the configuration is checked before anything slow is imported
-    config = load_config(others)
-    if resumed and _was_started(config):
-        return _resume(Path(str(config.out)), [f"steps={config.steps}"])
-    from asg_core.training.trainer import Trainer
-
-    return Trainer(config)
-
-
-def _was_started(config: RunConfig) -> bool:
-    """Whether ``out`` holds a run with these settings, more or fewer steps aside. ConfigError if with others."""
-    from asg_core.runs.configuration import load_run_config
-
-    if config.out is None:
-        raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
-    file = config.out / "config.yaml"
-    if not file.is_file():
-        return False
-    found = load_run_config(file).model_dump(exclude={"out", "steps"})
-    differing = [key for key, value in config.model_dump(exclude={"out", "steps"}).items() if found[key] != value]
+    if not resumed:
+        return load_config(others), None
+    if resumed[-1] == "auto":
+        config = load_config(others)
+        folder = config.out
+        if folder is None:
+            raise ConfigError("resume=auto does not say which run", "it goes on with the run in out=DIR", "add out=DIR")
+        if not (folder / "config.yaml").is_file():
+            return config, None
+        started = load_run_config(folder / "config.yaml").model_copy(update={"out": folder})
+    else:
+        folder = Path(resumed[-1])
+        started = load_run_config(run_config_file(folder))
+        config = load_run_config(run_config_file(folder), others)
+    differing = [key for key, value in config if key != "steps" and value != getattr(started, key)]
     if differing:
         raise ConfigError(
-            f"{config.out} was started with other settings: {', '.join(differing)}",
+            f"{folder} was started with other settings: {', '.join(differing)}",
             "a run goes on with its own configuration; only its number of steps may grow",
-            "give the settings it was started with, or another out=DIR",
+            "give the settings it was started with or none, or start a new run in another out=DIR",
         )
-    return True
-
-
-def _resume(folder: Path, others: Sequence[str]) -> Trainer:
-    steps = None
-    for word in others:
-        if not word.startswith("steps="):
-            raise ConfigError(
-                f"{word!r} cannot be changed in a resumed run",
-                "a run goes on with its own configuration; only its number of steps may grow",
-                "leave it out, or start a new run",
-            )
-        number = word.removeprefix("steps=")
-        if not number.isdecimal() or int(number) < 1:
-            raise ConfigError(f"{word} cannot be used", "steps must be a whole number >= 1", "e.g. steps=200")
-        steps = int(number)
-    from asg_core.training.trainer import Trainer
-
-    return Trainer.resume(folder, steps)
+    return config, folder

@@ -49,9 +49,7 @@ class Schedule(Section):
         "alternate",
         description="alternate U:G, one kind only, or two_stage: first all understanding steps, then all generation",
     )
-    ratio: tuple[PositiveInt, PositiveInt] = Field(
-        (3, 2), description="U:G, understanding steps and generation steps of one round"
-    )
+    ratio: tuple[PositiveInt, PositiveInt] = Field((3, 2), description="U:G, understanding : generation steps a round")
 
 
 class Ask(Section):
@@ -107,9 +105,7 @@ class Policy(Section):
         0.2, gt=0, lt=1, description="the ratio to the first inner step's policy is clipped to [1 - clip, 1 + clip]"
     )
     inner_steps: int = Field(1, ge=1, description="optimizer steps on one set of samples; regression takes one")
-    kl: Literal["exact", "k3"] = Field(
-        "exact", description="KL to the base policy: over the vocabulary, or the k3 estimator"
-    )
+    kl: Literal["exact", "k3"] = Field("exact", description="KL to the base: over the vocabulary, or the k3 estimator")
     beta_start: float = Field(0.01, ge=0, description="initial KL weight; adapted to kl_target after every update")
     kl_target: float = Field(0.02, gt=0, description="mean KL per token, nats, that beta steers to")
 
@@ -147,9 +143,7 @@ class Alarms(Section):
     min_distinct_questions: Share = Field(
         0.1, description="alarm if fewer of the questions are distinct (0: one question repeated, 1: all differ)"
     )
-    max_constant_answers: Share = Field(
-        0.95, description="alarm if one label, or non-answers, take more of all answers"
-    )
+    max_constant_answers: Share = Field(0.95, description="alarm if one label or non-answers take more of all answers")
     max_zero_variance: Share = Field(0.95, description="alarm if more of the groups carry no signal")
     max_kl: float = Field(1.0, gt=0, description="alarm if the mean KL per token, nats, exceeds this")
     min_entropy: float = Field(0.001, ge=0, description="alarm if the mean raw STE, nats, falls below this")
@@ -161,15 +155,11 @@ class RunConfig(Section):
 
     backbone: str = Field("tiny", description="name of an installed backbone (asg plugins lists them)")
     weights: Path | None = Field(None, description="directory of the model's weights; embedded backbones need none")
-    backbone_options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of the backbone's own options model"
-    )
+    backbone_options: dict[str, Any] = Field(default_factory=dict, description="the backbone's own settings")
     images: Path | None = Field(
         None, description="folder of unlabeled images, searched recursively; none: the backbone's own"
     )
-    out: Path | None = Field(
-        None, description="run folder, must not hold another run; none: runs/<backbone>-<date>-<time>"
-    )
+    out: Path | None = Field(None, description="run folder, holds no other run; none: runs/<backbone>-<date>-<time>")
     steps: int = Field(100, ge=0, le=10**9, description="steps in all")
     images_per_step: int = Field(4, ge=1, description="images in one understanding step")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="of everything random in the run")

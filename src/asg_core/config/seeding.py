@@ -14,7 +14,6 @@ class Seed(Protocol):
 
     def __call__(self, *path: int | str) -> int:
         """Return the seed of ``path``."""
-        ...
 
 
 def derive_seed(*path: int | str) -> int:

@@ -79,14 +79,10 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:float", _finite_float)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The data in ``text``: dict, list, str, int, finite float, bool or None.
-
-    Args:
-        text: one YAML document.
-        source: how messages name it, e.g. a file name.
+    """The data in one YAML document: dict, list, str, int, finite float, bool or None.
 
     Raises:
-        ConfigError: not YAML, or YAML that is more than plain data; names the line.
+        ConfigError: not YAML, or YAML that is more than plain data; names ``source``, e.g. a file, and the line.
     """
     try:
         return _StrictLoader(text, source).get_single_data()
@@ -107,29 +103,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(
-            f"configuration {path} cannot be read",
-            error.strerror or str(error),
-            "give an existing YAML file; asg config prints one",
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"configuration {path} is not UTF-8 text", str(error), "give a YAML file saved as UTF-8"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "give an existing YAML file, saved as UTF-8; asg config prints one"
+        raise ConfigError(f"configuration {path} cannot be read", str(error), fix) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError(
-            f"configuration {path} is too large",
-            f"it has more than {MAX_BYTES} bytes",
-            "a configuration is a few kilobytes of YAML",
-        )
+        why = f"it has more than {MAX_BYTES} bytes"
+        raise ConfigError(f"configuration {path} is too large", why, "a configuration is a few kilobytes of YAML")
     data = parse_yaml(text, str(path))
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"configuration {path} is not a mapping",
-            f"it holds a {type(data).__name__}",
-            "write 'key: value' lines; see asg config",
-        )
+        why, fix = f"it holds a {type(data).__name__}", "write 'key: value' lines; see asg config"
+        raise ConfigError(f"configuration {path} is not a mapping", why, fix)
     return data

@@ -142,7 +142,7 @@ def described(field: FieldInfo) -> str:
 def _nearest(model: type[BaseModel], parent: type[BaseModel], key: str, prefix: str) -> str:
     """Which key was meant: one of this name elsewhere, a sibling of nearly this name, one that begins like it."""
     section, dot, name = key.rpartition(".")
-    everywhere = [prefix + known for known in known_keys(model)]
+    everywhere = list(known_keys(model, prefix))
     for meant in (
         [known for known in everywhere if known.rpartition(".")[2] == name],
         [section + dot + near for near in difflib.get_close_matches(name, parent.model_fields, n=1, cutoff=0.75)],

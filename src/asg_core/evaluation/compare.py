@@ -81,20 +81,21 @@ def compare(
         a = np.array([old[section, key].score for key in keys])
         b = np.array([new[section, key].score for key in keys])
         rng = np.random.default_rng(derive_seed(seed, section, category))
+        first, second = float(a.mean()), float(b.mean())
         low, high = bootstrap_interval(b - a, rng, resamples)
         p = paired_p_value(b - a, rng, resamples)
-        rows.append(ComparisonRow(section, category, len(keys), _mean(a), _mean(b), _mean(b) - _mean(a), low, high, p))
+        rows.append(ComparisonRow(section, category, len(keys), first, second, second - first, low, high, p))
     return rows
 
 
-def score_rows(items: Sequence[EvalItem], *, seed: int = 0, resamples: int = RESAMPLES) -> list[ScoreRow]:
+def score_rows(items: Sequence[EvalItem]) -> list[ScoreRow]:
     """Rows of one evaluation alone, ordered as in :func:`compare`. Raises PluginError if an item is there twice."""
     by_key = _by_key(items)
     rows = []
     for (section, category), keys in _groups(items).items():
         scores = np.array([by_key[section, key].score for key in keys])
-        rng = np.random.default_rng(derive_seed(seed, section, category))
-        rows.append(ScoreRow(section, category, len(keys), _mean(scores), *bootstrap_interval(scores, rng, resamples)))
+        low, high = bootstrap_interval(scores, np.random.default_rng(derive_seed(0, section, category)))
+        rows.append(ScoreRow(section, category, len(keys), float(scores.mean()), low, high))
     return rows
 
 
@@ -153,14 +154,8 @@ def _by_key(items: Sequence[EvalItem]) -> Mapping[tuple[str, str], EvalItem]:
 def _groups(items: Sequence[EvalItem]) -> dict[tuple[str, str], list[str]]:
     """Keys of the items of every row, sections and categories in order of first appearance."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for section in dict.fromkeys(item.section for item in items):
-        members = [item for item in items if item.section == section]
-        groups[section, "all"] = [item.key for item in members]
-        for item in members:
-            if item.category != "all":
-                groups.setdefault((section, item.category), []).append(item.key)
-    return groups
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean())
+    for item in items:
+        for category in {"all": None, item.category: None}:
+            groups.setdefault((item.section, category), []).append(item.key)
+    sections = list(dict.fromkeys(item.section for item in items))
+    return dict(sorted(groups.items(), key=lambda row: sections.index(row[0][0])))

@@ -41,10 +41,11 @@ def weights_digest(folder: Path | None) -> str | None:
         if any(part.startswith(".") for part in name.parts):
             continue
         size = file.stat().st_size
+        blocks = min(_BLOCKS, -(-size // _BLOCK_BYTES))
         digest.update(f"{name.as_posix()}\0{size}\0".encode())
         with file.open("rb") as data:
-            for start in _block_starts(size):
-                data.seek(start)
+            for i in range(blocks):
+                data.seek(round(i * (size - _BLOCK_BYTES) / (blocks - 1)) if blocks > 1 else 0)
                 digest.update(data.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
@@ -59,9 +60,3 @@ def adapter_digests(backbone: Backbone) -> dict[str, str]:
         )
         for role in Role
     }
-
-
-def _block_starts(size: int) -> list[int]:
-    last = max(0, size - _BLOCK_BYTES)
-    count = min(_BLOCKS, -(-size // _BLOCK_BYTES))
-    return [round(i * last / max(1, count - 1)) for i in range(count)]

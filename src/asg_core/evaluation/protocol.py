@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -20,14 +20,13 @@ from asg_core.backbones.interface import Backbone
 from asg_core.backbones.loading import validate_options
 from asg_core.backbones.registry import list_plugins
 from asg_core.backbones.requirements import installed_version
+from asg_core.config.schema import RunConfig
+from asg_core.config.validation import flat
 from asg_core.errors import ConfigError
 from asg_core.evaluation.digests import adapter_digests, digest_of, weights_digest
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.method import prompts
 from asg_core.runs.folder import write_json
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
-    from asg_core.evaluation.items import EvalItem
 
 FILE = "protocol.json"
 SCHEMA: Literal[1] = 1
@@ -57,7 +56,6 @@ class Items:
     Attributes:
         source: where it is from: a suite's ``module:function``, the name of a prompt file, or tasks.
         sha256: of the prompt file, or of the items' identities.
-        count: how many.
         limit: at most this many per section, or None.
     """
 
@@ -88,10 +86,11 @@ def make_protocol(
     """
     name = backbone.manifest.name
     options = validate_options(backbone.manifest, config.backbone_options)
-    package, package_version = _plugin_of(name)
+    owners = [record for record in list_plugins() for manifest in record.backbones if manifest.name == name]
+    package, version = (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
     return {
         "backbone": name,
-        "plugin": f"{package} {package_version}",
+        "plugin": f"{package} {version}",
         "weights_sha256": weights_digest(config.weights),
         "options": None if options is None else options.model_dump(mode="json"),
         "dtype": str(backbone.dtype).removeprefix("torch."),
@@ -100,7 +99,7 @@ def make_protocol(
         "items": asdict(items),
         "prompt_rewriting": "none",
         "sampling": dict(sampling),
-        "template_sha256": _template_digest(name, package_version),
+        "template_sha256": _template_digest(name, version),
         "judge": judge,
         "versions": {
             "python": platform.python_version(),
@@ -112,27 +111,24 @@ def make_protocol(
 
 
 def evaluation_protocol(
-    backbone: Backbone,
-    config: RunConfig,
-    items: Sequence[EvalItem],
-    *,
-    trained: bool,
-    limit: int | None = None,
-    suite: str | None = None,
-    packages: Sequence[str] = (),
+    suite: str, request: EvaluationRequest, items: Sequence[EvalItem], config: RunConfig, packages: Sequence[str] = ()
 ) -> Protocol:
     """The protocol of a score by an evaluation that decides sampling and judges by itself; as :func:`make_protocol`.
 
     Args:
-        items: what the evaluation returned.
-        limit: at most this many items per section, or None.
-        suite: ``module:function`` of the evaluation; None: the backbone's own.
+        suite: ``module:function`` of the evaluation.
+        request, items: what it received and returned.
     """
-    target = suite or str(backbone.manifest.evaluation)
     identities = json.dumps(sorted((item.section, item.category, item.key) for item in items))
-    scored = Items(target, digest_of([identities.encode()]), len(items), limit)
+    scored = Items(suite, digest_of([identities.encode()]), len(items), request.limit)
     return make_protocol(
-        backbone, config, scored, trained=trained, sampling={"suite": target}, judge=target, packages=packages
+        request.backbone,
+        config,
+        scored,
+        trained=request.trained,
+        sampling={"suite": suite},
+        judge=suite,
+        packages=packages,
     )
 
 
@@ -157,7 +153,7 @@ def read_protocols(folder: Path) -> dict[str, Protocol]:
 
 def differences(first: Protocol, second: Protocol, may_differ: Sequence[str] = MAY_DIFFER) -> list[str]:
     """One line for every value that differs, by dotted name: ``versions.torch: 2.12.0 / 2.13.0``."""
-    a, b = _flat(first), _flat(second)
+    a, b = flat(first), flat(second)
     changed = [key for key in {**a, **b} if a.get(key, ...) != b.get(key, ...)]
     return [f"{key}: {_shown(a, key)} / {_shown(b, key)}" for key in changed if key.split(".")[0] not in may_differ]
 
@@ -180,18 +176,6 @@ def _template_digest(backbone: str, plugin_version: str) -> str:
         if name.isupper() and name[0] != "_" and isinstance(value, str | tuple)
     }
     return digest_of([json.dumps([texts, backbone, plugin_version]).encode()])
-
-
-def _plugin_of(backbone: str) -> tuple[str, str]:
-    owners = [r for r in list_plugins() for manifest in r.backbones if manifest.name == backbone]
-    return (owners[0].distribution, owners[0].version) if owners else ("not installed as a plugin", "?")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -46,9 +46,7 @@ def store(folder: Path, score: Literal["before", "after"], items: Sequence[EvalI
 def read_score(path: Path, score: Literal["before", "after"] | None = None) -> StoredScore:
     """The score in a run folder, a folder of scores, or a file ``before.json`` or ``after.json``.
 
-    Args:
-        path: folder or file.
-        score: which one of a folder; None takes the trained model's where there is one, else the base model's.
+    Of a folder without ``score`` it is the trained model's where there is one, else the base model's.
 
     Raises:
         RunFolderError: there is no such score. ProtocolError: it has no protocol, or one cannot be read.
@@ -57,9 +55,8 @@ def read_score(path: Path, score: Literal["before", "after"] | None = None) -> S
     try:
         items = [EvalItem(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{file} is not a stored evaluation", f"{type(error).__name__}: {error}", "evaluate again"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise RunFolderError(f"{file} is not a stored evaluation", why, "evaluate again") from error
     protocol = read_protocols(file.parent).get(file.stem)
     if protocol is None:
         raise ProtocolError(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from asg_core.backbones.interface import Role
 from asg_core.backbones.loading import check_weights, validate_options
 from asg_core.backbones.manifest import LoadRequest
 from asg_core.backbones.registry import find_manifest, resolve
-from asg_core.errors import CapabilityError
+from asg_core.config.schema import RunConfig
 from asg_core.method.prompts import MAX_PROMPT_WORDS
 from asg_core.models.limits import FEW_SAMPLES
 from asg_core.planning.activations import Activations
-
-if TYPE_CHECKING:
-    from asg_core.config.schema import RunConfig
 
 DRAWING_PROMPT = 64
 """Positions that plans of time assume for a prompt to draw, template included: its text does not exist yet."""
@@ -165,15 +161,10 @@ class SeenImage:
 
 
 def rotary_tower_bytes(patches: int, width: int, ffn: int, itemsize: int) -> int:
-    """Most bytes that a vision tower makes which rotates queries and keys in float32, as those of Qwen do.
+    """Most bytes that a vision tower makes of the patches of all images, if it rotates queries and keys in float32.
 
-    A block's input, its norm, queries, keys and values, with six float32 tensors beside them; or the same with four
-    tensors as wide as the hidden layer.
-
-    Args:
-        patches: of all images.
-        width, ffn: of a block.
-        itemsize: bytes per number.
+    As those of Qwen do. A block's input, its norm, queries, keys and values, with six float32 tensors beside them; or
+    the same with four tensors as wide as the hidden layer.
     """
     return patches * (6 * width * itemsize + max(24 * width, 4 * ffn * itemsize))
 
@@ -278,12 +269,7 @@ def model_shape(config: RunConfig) -> ModelShape:
         CapabilityError: its plugin announces no plan. PluginError, ConfigError, WeightsError: as for loading it.
     """
     manifest = find_manifest(config.backbone)
-    if manifest.plan is None:
-        raise CapabilityError(
-            f"backbone {config.backbone!r} cannot be planned",
-            "its plugin announces no plan target",
-            "measure instead: asg train steps=1, or ask the plugin's author for one",
-        )
+    target = manifest.target("plan", "measure instead: asg train steps=1, or ask the plugin's author for one")
     request = LoadRequest(
         weights=check_weights(manifest, config.weights),
         dtype="bfloat16" if config.dtype == "auto" else config.dtype,
@@ -292,7 +278,5 @@ def model_shape(config: RunConfig) -> ModelShape:
         options=validate_options(manifest, config.backbone_options),
         seed=config.seed,
     )
-    shape = resolve(manifest.plan)(request)
-    if not isinstance(shape, ModelShape):
-        raise TypeError(f"{manifest.plan} returned {type(shape).__name__}, not ModelShape")
+    shape: ModelShape = resolve(target)(request)
     return shape

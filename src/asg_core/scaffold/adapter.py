@@ -14,14 +14,7 @@ from asg_core.errors import ConfigError
 
 
 def write_adapter(name: str, into: Path) -> Path:
-    """Write the package ``asg-<name>`` below ``into``.
-
-    Args:
-        name: of the backbone, as users will write it after ``backbone=``: lower case, digits, underscores.
-        into: existing directory.
-
-    Returns:
-        The new directory.
+    """Write the package ``asg-<name>``, ``name`` as users will write it after ``backbone=``; returns its folder.
 
     Raises:
         ConfigError: the name cannot be one, ``into`` is no directory, or the new directory exists.
@@ -37,12 +30,8 @@ def write_adapter(name: str, into: Path) -> Path:
     target = into / f"asg-{name.replace('_', '-')}"
     if target.exists():
         raise ConfigError(f"{target} exists", "nothing is overwritten", "choose another name or another --into DIR")
-    jinja = Environment(
-        loader=PackageLoader("asg_core.scaffold", "templates/adapter"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    loader = PackageLoader("asg_core.scaffold", "templates/adapter")
+    jinja = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     words = {
         "name": name,
         "distribution": target.name,

@@ -73,7 +73,7 @@ def evaluate(run: RunSetup, *, trained: bool) -> list[EvalItem] | None:
                 raise out_of_memory("the evaluation") from error
             raise
     if main:
-        protocol = evaluation_protocol(run.backbone, run.config, items, trained=trained)
+        protocol = evaluation_protocol(target, request, items, run.config)
         store(run.folder.evaluation, AFTER if trained else BEFORE, items, protocol)
     return items
 

@@ -158,3 +158,9 @@ def test_one_command_line_starts_a_run_and_goes_on_with_it(
     assert train(2, "resume=auto", "seed=1") == 2
     assert "other settings: seed" in capsys.readouterr().err
     assert main(["train", "resume=auto"]) == 2
+    for word in ("seed=1", f"out={tmp_path / 'y'}"):
+        assert main(["train", f"resume={tmp_path / 'x'}", word]) == 2
+        assert f"other settings: {word[: word.index('=')]}" in capsys.readouterr().err
+    for word, wrong in (("steps=-3", "steps = -3 (command line)"), ("steps", "'steps' is not key=value")):
+        assert main(["train", f"resume={tmp_path / 'x'}", word]) == 2
+        assert wrong in capsys.readouterr().err

@@ -14,7 +14,7 @@ from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.evaluation import protocol as module
 from asg_core.evaluation.digests import file_digest, weights_digest
-from asg_core.evaluation.items import EvalItem
+from asg_core.evaluation.items import EvalItem, EvaluationRequest
 from asg_core.evaluation.protocol import (
     Items,
     Protocol,
@@ -98,8 +98,8 @@ def test_the_items_of_an_evaluation_are_known_by_what_they_are_not_by_their_scor
     items = [EvalItem("s", "c", "1", 0.0), EvalItem("s", "c", "2", 1.0)]
     same = [EvalItem("s", "c", "2", 0.0), EvalItem("s", "c", "1", 0.5)]
     other = [EvalItem("s", "c", "1", 0.0), EvalItem("s", "d", "2", 1.0)]
-    config = RunConfig()
-    first, second, third = (evaluation_protocol(tiny, config, i, trained=False) for i in (items, same, other))
+    suite, request = str(tiny.manifest.evaluation), EvaluationRequest(tiny, trained=False)
+    first, second, third = (evaluation_protocol(suite, request, i, RunConfig()) for i in (items, same, other))
     require_same(first, second)
     assert [line.split(":")[0] for line in differences(first, third)] == ["items.sha256"]
     assert first["judge"] == "asg_core.tiny.evaluation:evaluate"

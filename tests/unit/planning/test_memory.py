@@ -24,16 +24,16 @@ from asg_core.models.causal import CausalBackbone
 from asg_core.models.decoding.cache_layers import BranchLayer, GrowingLayer
 from asg_core.planning.activations import Activations
 from asg_core.planning.allocation import adapted, counted_activations
-from asg_core.planning.decoding import (
+from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
+from asg_core.planning.shape import ModelShape, Trunk, model_shape
+from asg_core.planning.workload import (
+    TextCall,
     compiled_decoding_bytes,
     decoding_bytes,
     prompt_cache_bytes,
     sample_cache_bytes,
     slot_bytes,
 )
-from asg_core.planning.memory import StepMemory, generation_memory, images_that_fit, understanding_memory
-from asg_core.planning.shape import ModelShape, Trunk, model_shape
-from asg_core.planning.workload import TextCall
 from asg_core.runs.configuration import load_run_config
 
 from .conftest import SIZE, TRUNK
@@ -260,7 +260,7 @@ def test_a_backbone_without_a_plan_is_a_typed_error(monkeypatch: pytest.MonkeyPa
 
     mute: BackboneManifest = find_manifest(config.backbone).model_copy(update={"plan": None})
     monkeypatch.setattr(module, "find_manifest", lambda name: mute)
-    with pytest.raises(CapabilityError, match="cannot be planned"):
+    with pytest.raises(CapabilityError, match="has no plan"):
         model_shape(config)
 
 

@@ -8,10 +8,16 @@ import pytest
 
 from asg_core import RunConfig
 from asg_core.errors import ConfigError
-from asg_core.planning.accelerators import ACCELERATORS, Accelerator, find_accelerator
-from asg_core.planning.duration import Phase, generation_phases, understanding_phases
+from asg_core.planning.duration import (
+    ACCELERATORS,
+    Accelerator,
+    Phase,
+    find_accelerator,
+    generation_phases,
+    understanding_phases,
+)
 from asg_core.planning.shape import ModelShape, Trunk
-from asg_core.planning.workload import Workload
+from asg_core.planning.workload import understanding_calls
 
 from .conftest import SIZE, TRUNK
 
@@ -116,8 +122,8 @@ def test_flops_of_an_update_by_hand(shape: ModelShape, config: RunConfig) -> Non
     """Three questions of one image. A causal image is one pass with the instruction; after another one, each question
     reads the instruction for itself, if they are few. With adapters there is a forward and a backward pass."""
     trunk, new = replace(TRUNK, vocabulary=0), config.ask.max_new_tokens
-    work = Workload.of(shape, config, SIZE)
-    image, prompt, k = work.image, work.question, 3
+    asked, _ = understanding_calls(shape, config, SIZE, 1)
+    image, prompt, k = asked.prefix, asked.prompt, 3
     matrices, cell = 2.0 * trunk.parameters, 4 * 3 * 8  # FLOPs of a position; and of a query and a key, in 3 layers
 
     def update(trunk: Trunk, questions: int = k) -> float:

@@ -200,7 +200,9 @@ def test_unreadable_files_are_configuration_errors(tmp_path: Path, file: Path) -
     assert "cannot be read" in refused(tmp_path / "missing.yaml").what
     assert "cannot be read" in refused(tmp_path).what
     file.write_bytes(b"steps: \xff\xfe")
-    assert "not UTF-8" in refused(file).what
+    assert "cannot be read" in refused(file).what
+    assert "utf-8" in refused(file).why
+    assert "UTF-8" in refused(file).fix
     file.write_bytes("\ufeffsteps: 3".encode())
     assert read_yaml(file) == {"steps": 3}
     file.write_text("")
