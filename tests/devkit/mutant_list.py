@@ -141,7 +141,7 @@ m("[segment.advance for segment in segments]", "[len(segment.embeds) for segment
 m("rows.counter + 1, rows.axes", "rows.counter, rows.axes", "all new tokens are at one position")
 m("device=device), (size - 1).clamp(min=0)]", "device=device), -1]", "short prompts are answered from their padding")
 
-m = _of("models/decoding/prefix_cache.py", "model/decoding/test_prefill.py", "model/decoding/test_images.py")
+m = _of("models/decoding/prefix_tree.py", "model/decoding/test_prefill.py", "model/decoding/test_images.py")
 m("if entry.version == version and all(", "if all(", "a role reads pictures under another role's adapter")
 m("entry.version[0] != version[0] or entry.version == version]", "True]", "prefixes of old weights stay in memory")
 
@@ -160,8 +160,8 @@ m("rows.counter.index_select(0, parents)", "rows.counter[:count]", "forked rows 
 m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.py")
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
-m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
-m("max(ends[-1], _agreement(prefix, text))", "_agreement(prefix, text)", "pieces of text overlap")
+m = _of("models/decoding/sampling.py", "model/decoding/test_pieces.py")
+m("max(ends[-1], len(commonprefix([prefix, text])))", "len(commonprefix([prefix, text]))", "pieces of text overlap")
 
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from transformers import Cache
+from transformers import Cache
 
 
 @dataclass(frozen=True, eq=False)

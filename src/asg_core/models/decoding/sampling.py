@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from itertools import pairwise
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -20,10 +21,7 @@ from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, 
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
 from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
-from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import append_token
-from asg_core.models.decoding.request_tree import prefill
-from asg_core.models.decoding.token_text import token_pieces
+from asg_core.models.decoding.prefix_tree import PrefixCache, append_token, prefill
 from asg_core.models.limits import VOCABULARY_ROWS
 
 _COMPACT_AT = 0.75
@@ -98,12 +96,11 @@ def sample_text(
     length = max(one.max_new_tokens for one in each)
     device = nodes.counter.device
     rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.fill(nodes, node_of, length)
-    chooser = _Chooser(model, device)
-    draws = _draws_of(requests, each, length, nodes.last)
+    chooser = _Chooser(model, requests, each, nodes.last)
     completions = [_Completion(*of_request) for of_request in zip(requests, each, strict=True)]
     owners = list(range(len(requests)))
     for step in range(length):
-        chosen = chooser(rows.last, draws, step)
+        chosen = chooser(rows.last, step)
         for owner, token, logprob, entropy in zip(owners, *chosen.tolist(), strict=True):
             completions[owner].take(int(token), logprob, entropy, model.stop_token_ids)
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
@@ -117,41 +114,41 @@ def sample_text(
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
-            draws = _Draws(*(column.index_select(0, index) for column in draws))
+            chooser.keep(index)
             ids = ids.index_select(0, index)
         rows = append_token(model, rows, ids)
     decode = cache(model.decode)
     return [completion.sample(decode) for completion in completions]
 
 
-class _Draws(NamedTuple):
-    """How each row takes its next tokens: (B, 1) temperature of the policy, 1 where greedy; (B,) bool; (B, length)."""
-
-    temperature: Tensor
-    greedy: Tensor
-    uniforms: Tensor
-
-
-def _draws_of(requests: Sequence[TextRequest], each: Sequence[TextSampling], length: int, hidden: Tensor) -> _Draws:
-    """``hidden`` is of the model: its device, and its dtype if wider than float32."""
-    device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
-    temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)
-    greedy = tensor_on(device, [one.temperature == 0 for one in each])
-    return _Draws(temperature[:, None], greedy, uniforms_of([request.seed for request in requests], length, device))
-
-
 class _Chooser:
-    """Draws next tokens, at most 128 rows of logits at a time."""
+    """Draws the next tokens of each row, at most 128 rows of logits at a time.
 
-    def __init__(self, model: CausalModel, device: torch.device) -> None:
+    Args:
+        hidden: (B, D) of the model: its device, and its dtype if wider than float32.
+    """
+
+    def __init__(
+        self, model: CausalModel, requests: Sequence[TextRequest], each: Sequence[TextSampling], hidden: Tensor
+    ) -> None:
         self.model = model
+        device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
         self.suppressed = tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
         barred = {*model.suppressed_token_ids, *model.stop_token_ids}
         self.placeholder = next(token for token in range(len(barred) + 1) if token not in barred)
+        self.temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)[:, None]
+        self.greedy = tensor_on(device, [one.temperature == 0 for one in each])
+        length = max(one.max_new_tokens for one in each)
+        self.uniforms = uniforms_of([request.seed for request in requests], length, device)
 
-    def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> Tensor:
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        columns = self.temperature, self.greedy, self.uniforms
+        self.temperature, self.greedy, self.uniforms = (column.index_select(0, rows) for column in columns)
+
+    def __call__(self, hidden: Tensor, step: int) -> Tensor:
         """(B, D) hidden -> (3, B) ids, exact up to 2**24, log-probs, entropies; NaN where logits are not finite."""
-        columns = hidden, draws.temperature, draws.greedy, draws.uniforms[:, step]
+        columns = hidden, self.temperature, self.greedy, self.uniforms[:, step]
         chunks = zip(*(torch.split(column, VOCABULARY_ROWS) for column in columns), strict=True)
         return torch.cat([self._choose(*chunk) for chunk in chunks], dim=1)
 
@@ -181,3 +178,23 @@ def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logprobs.exp().to(uniforms.dtype).cumsum(-1)
     ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return ids.clamp(max=logprobs.shape[-1] - 1)
+
+
+def token_pieces(decode: Callable[[tuple[int, ...]], str], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token of a completion contributes; the pieces join to ``decode(ids)``.
+
+    Prefixes are decoded as a whole, since a token's text depends on its neighbours. Replacement characters at the end
+    of a prefix stand for characters whose bytes are not complete; a token that completes nothing adds "".
+
+    Args:
+        decode: token ids -> text; best one that remembers, because samples of one prompt begin alike.
+    """
+    if not ids:
+        return ()
+    text = decode(tuple(ids))
+    ends = [0]
+    for count in range(1, len(ids)):
+        prefix = decode(tuple(ids[:count])).rstrip("\ufffd")
+        ends.append(max(ends[-1], len(commonprefix([prefix, text]))))
+    ends.append(len(text))
+    return tuple(text[start:end] for start, end in pairwise(ends))

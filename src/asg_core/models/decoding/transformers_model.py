@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from asg_core.backbones.devices import tensor_on
 from asg_core.errors import CapabilityError, PluginError
 from asg_core.models.decoding.causal_model import Segment, join_segments
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class TransformersCausalModel:
