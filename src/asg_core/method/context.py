@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeVar
 
-from asg_core.backbones.interface import Backbone
 from asg_core.config.schema import RunConfig
 from asg_core.config.seeding import derive_seed
-from asg_core.data.image_pool import PoolImage
-from asg_core.method.ablations import Variant
 
 Item = TypeVar("Item")
 
@@ -47,15 +43,6 @@ class StepContext:
     offset: int = 0
     groups_at_once: int = 0
 
-    @cached_property
-    def variant(self) -> Variant:
-        """The method, or the ablation of it that the configuration names."""
-        return Variant(self.config.ablation)
-
     def seed(self, *path: int | str) -> int:
         """Return the seed of ``path`` in this step, e.g. ("solve", question, framing)."""
         return derive_seed(self.config.seed, self.number, *path)
-
-    def images(self, model: Backbone, images: Sequence[PoolImage]) -> list[PoolImage]:
-        """Return what the step learns from: this process's ``images``, unless the variant replaces them."""
-        return self.variant.images(model, images, self.config, self.seed, self.offset)

@@ -28,6 +28,7 @@ from asg_core.backbones.interface import (
 )
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
+from asg_core.method import ablations
 from asg_core.method.advantages import leave_one_out, over_finite, regression_weights
 from asg_core.method.answers import canonical_label, same_answer, vote
 from asg_core.method.context import StepContext
@@ -219,10 +220,9 @@ def compare(model: Backbone, items: Sequence[GenerationItem]) -> None:
 def reward_generator(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
     """Set R_g of every candidate of all processes, and its regression weight or advantage in its group."""
     drawn = [item for item in items if item.spec is not None]
-    groups = [
-        [generation_reward(item.quality, c, ctx.variant.without_score) for c in item.candidates] for item in drawn
-    ]
-    groups = ctx.variant.rewards(groups, ctx.seed("control", "generator"))
+    without = ablations.score_left_out(ctx)
+    groups = [[generation_reward(item.quality, c, without) for c in item.candidates] for item in drawn]
+    groups = ablations.rewards(groups, ctx, Role.GENERATOR)
     signals_of: Callable[[Sequence[float]], list[float]] = leave_one_out
     if uses_regression(model, ctx.config):
         signals_of = partial(regression_weights, tau=ctx.config.generate.tau)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Backbone, ImageSample
+from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.generation import uses_regression
 from asg_core.method.learner import Learner, StepResult, UpdateReport
@@ -64,7 +65,7 @@ def _lessons(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext)
     groups = []
     for i, item in enumerate(items):
         if item.mine and any(c.signal for c in item.candidates):
-            targets, seed = ctx.variant.targets(model, item), ctx.seed("noise", i)
+            targets, seed = ablations.targets(model, item, ctx), ctx.seed("noise", i)
             groups.append([_Drawing(s, signal, s.token_logprobs, seed, 1 / len(targets)) for s, signal in targets])
     return [[drawing] for group in groups for drawing in group] if ctx.groups_at_once else groups
 

@@ -20,6 +20,7 @@ from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampli
 from asg_core.config.schema import Ask, RunConfig
 from asg_core.config.seeding import Seed
 from asg_core.data.image_pool import PoolImage
+from asg_core.method import ablations
 from asg_core.method.advantages import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.method.answers import canonical_label, vote
 from asg_core.method.context import StepContext
@@ -109,7 +110,7 @@ def solve(model: Backbone, items: Sequence[UnderstandingItem], ctx: StepContext)
     if not asked:
         return
     pairs = [(item.source.image, str(q.text)) for item, q in asked]
-    framings = ctx.variant.framings(FRAMINGS[: ctx.config.solve.framings])
+    framings = ablations.framings(ctx)
     found = solve_questions(model, pairs, ctx.config, ctx.seed, first=first, framings=framings)
     for (_, q), solution in zip(asked, found, strict=True):
         q.answers, q.vote = solution.answers, solution.vote
@@ -176,7 +177,7 @@ def reward_proposer(items: Sequence[UnderstandingItem], ctx: StepContext) -> Non
             if q.vote is not None:
                 q.scored = proposer_reward(q.vote, q.ste_percentile)
         groups.append([q.scored.value for q in item.questions if q.scored is not None])
-    groups = ctx.variant.rewards(groups, ctx.seed("control", "proposer"))
+    groups = ablations.rewards(groups, ctx, Role.PROPOSER)
     for item, rewards in zip(items, groups, strict=True):
         for q, reward, advantage in zip(item.questions, rewards, over_finite(z_score, rewards), strict=True):
             q.reward, q.advantage = reward, advantage
@@ -186,7 +187,7 @@ def reward_solver(items: Sequence[UnderstandingItem], ctx: StepContext, baseline
     """Set R_s and the advantage of every answer to a question that passes the agreement gate."""
     voted = [(q, q.vote) for item in items for q in item.questions if q.vote is not None]
     learning = [(q, found) for q, found in voted if solver_learns(found, ctx.config.solve.min_agreement)]
-    groups = ctx.variant.rewards([solver_rewards(found) for _, found in learning], ctx.seed("control", "solver"))
+    groups = ablations.rewards([solver_rewards(found) for _, found in learning], ctx, Role.SOLVER)
     chosen = ctx.config.policy.solver_advantage
     advantages = {"leave_one_out": leave_one_out, "z_score": z_score, "ema": baseline.advantages}[chosen]
     for (q, _), rewards in zip(learning, groups, strict=True):

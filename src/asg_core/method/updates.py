@@ -22,6 +22,7 @@ from torch import Tensor
 
 from asg_core.backbones.devices import moved_to
 from asg_core.backbones.interface import Backbone, TextSample
+from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.learner import Learner, StepResult, UpdateReport
 from asg_core.method.losses import clipped_policy_terms, k3
@@ -175,14 +176,14 @@ def _lessons(group: Group) -> list[Lesson[TextSample]]:
 
 class _TextUpdate(Update[Lesson[TextSample]]):
     def loss(self, lessons: Sequence[Lesson[TextSample]]) -> Tensor:
-        policy, variant = self.ctx.config.policy, self.ctx.variant
+        policy = self.ctx.config.policy
         beta = self.learner.kl.beta if self.learner.kl else 0.0
         scores = self.model.token_logits([lesson.sample for lesson in lessons], self.learner.role, base=True)
         terms, divergences = [], []
         for lesson, score in zip(lessons, scores, strict=True):
             if score.kl is None or score.base_logprobs is None:
                 raise TypeError(f"{type(self.model).__name__}.token_logits(base=True) returned no base scores")
-            old = variant.old_logprobs(lesson.first(score.logprobs), score.base_logprobs)
+            old = ablations.old_logprobs(lesson.first(score.logprobs), score.base_logprobs, self.ctx)
             terms.append(clipped_policy_terms(score.logprobs, old, lesson.signal, policy.clip))
             divergences.append(score.kl if policy.kl == "exact" else k3(score.logprobs, score.base_logprobs))
         divergence = torch.cat(divergences)

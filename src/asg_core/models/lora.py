@@ -88,7 +88,8 @@ class RoleAdapters:
                 "role adapters exist for linear layers only",
                 "narrow the targets",
             )
-        self._layers.append(AdaptedLinear.adopt(layer))
+        layer.__class__ = AdaptedLinear
+        self._layers.append(layer)
         for role in map(Role, layer.lora_A):
             stream = torch.Generator().manual_seed(derive_seed(seed, "lora", role.value, name, path))
             bound = 1 / math.sqrt(layer.in_features)

@@ -23,6 +23,7 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CheckpointError, TrainingStopped
+from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
@@ -189,7 +190,7 @@ class Trainer:
         at_once = self.state.images_at_once.get(kind, 0)
         model = Chunked(self.backbone, at_once) if at_once else self.backbone
         ctx = StepContext(config, number, ProcessGather(processes), processes.share(count).start, at_once)
-        images = ctx.images(model, self.setup.pool.take(count, processes))
+        images = ablations.images(model, self.setup.pool.take(count, processes), ctx)
         take = self._understanding if kind == "understanding" else self._generation
         return take(model, images, ctx)
 

@@ -17,7 +17,7 @@ from asg_core.backbones.interface import Backbone, ImageRequest, ImageSampling, 
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
-from asg_core.method.ablations import Variant
+from asg_core.method import ablations
 from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
@@ -41,16 +41,19 @@ def pixels(source: PoolImage) -> bytes:
     return np.asarray(source.image).tobytes()
 
 
-def test_noise_keeps_group_sizes_and_shuffling_keeps_the_values() -> None:
+def test_noise_keeps_group_sizes_and_shuffling_keeps_the_values(config: RunConfig) -> None:
+    def dealt(ablation: str) -> list[list[float]]:
+        return ablations.rewards(rewards, StepContext(with_ablation(config, ablation), 1), Role.SOLVER)
+
     rewards = [[0.0, 1.0], [2.0], [3.0, 4.0, 5.0]]
-    shuffled = Variant("shuffled_votes").rewards(rewards, 1)
+    shuffled = dealt("shuffled_votes")
     assert [len(group) for group in shuffled] == [2, 1, 3]
     assert sorted(value for group in shuffled for value in group) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert shuffled != rewards
-    noise = Variant("random_rewards").rewards(rewards, 1)
+    noise = dealt("random_rewards")
     assert [len(group) for group in noise] == [2, 1, 3]
     assert all(0 <= value < 1 for group in noise for value in group)
-    assert Variant("no_cycle").rewards(rewards, 1) == rewards
+    assert dealt("no_cycle") == rewards
 
 
 def test_one_framing_asks_all_answers_under_the_canonical_one(
@@ -108,7 +111,8 @@ def test_own_drawings_replace_every_picture_by_what_its_spec_makes_the_generator
         return draw(requests, sampling)
 
     def drawn_in_step(number: int, shown: list[PoolImage], first: int = 0) -> list[PoolImage]:
-        return Variant("own_drawings").images(tiny, shown, config, StepContext(config, number).seed, first)
+        ctx = StepContext(with_ablation(config, "own_drawings"), number, offset=first)
+        return ablations.images(tiny, shown, ctx)
 
     monkeypatch.setattr(tiny, "generate", spy)
     drawn = drawn_in_step(3, images)
@@ -194,5 +198,5 @@ def test_a_run_on_own_drawings_looks_at_nothing_else(
     sources = [PoolImage(s.path, Image.open(scenes / s.path).convert("RGB")) for s in taken]
     assert taken
     fresh = load_backbone("tiny", device="cpu", dtype="float32")
-    drawn = Variant("own_drawings").images(fresh, sources, config, StepContext(config, 1).seed, 0)
+    drawn = ablations.images(fresh, sources, StepContext(with_ablation(config, "own_drawings"), 1))
     assert [pixels(s) for s in taken] == [pixels(s) for s in drawn]

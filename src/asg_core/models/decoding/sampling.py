@@ -195,6 +195,6 @@ def token_pieces(decode: Callable[[tuple[int, ...]], str], ids: Sequence[int]) -
     ends = [0]
     for count in range(1, len(ids)):
         prefix = decode(tuple(ids[:count])).rstrip("\ufffd")
-        ends.append(max(ends[-1], len(commonprefix([prefix, text]))))
+        ends.append(max(ends[-1], len(commonprefix([prefix, text]))))  # noqa: RUF071 -- letters are meant, not folders
     ends.append(len(text))
     return tuple(text[start:end] for start, end in pairwise(ends))

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -81,17 +81,8 @@ def read_inventory(
     if not main:
         raise _no_weights(folder, stems)
     others = [file for stem in beside for file in _find(folder, stem, variant)]
-    return read_headers(dict.fromkeys(main + others))
-
-
-def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Every tensor of ``files`` by name.
-
-    Raises:
-        WeightsError: a file is damaged or truncated, or two files hold a tensor of the same name.
-    """
     stored: dict[str, StoredTensor] = {}
-    for file in files:
+    for file in dict.fromkeys(main + others):
         for name, tensor in read_header(file).items():
             if name in stored:
                 raise WeightsError(
