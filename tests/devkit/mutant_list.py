@@ -49,7 +49,7 @@ m("ranked[0], ranked[0] - ranked[1],", "ranked[0], ranked[0],", "the margin igno
 m("if len(integers) == 1 else OTHER", "if integers else OTHER", '"2 or 3" counts as one of the two')
 m('and char not in "%#"', "", '"50%" and "50" are the same answer')
 
-m = _of("method/numerals.py", "unit/method/test_answers.py")
+m = _of("method/answers.py", "unit/method/test_answers.py")
 m("total, current = max(current, 1) * 1000, 0", "total, current = 1000, 0", '"two thousand" is 1000')
 m("return total + current", "return max(total, current)", '"one thousand two" is 1000')
 
@@ -63,7 +63,11 @@ m(
     'framing.replace("{question}", question.rstrip("?"))',
     "questions lose their mark",
 )
-m("[:max_questions], len(written))", "[:max_questions], len(pairs))", "dropped questions do not lower a spec's quality")
+m(
+    "[:MAX_SPEC_QUESTIONS], len(written))",
+    "[:MAX_SPEC_QUESTIONS], len(pairs))",
+    "dropped questions do not lower a spec's quality",
+)
 
 m = _of("method/token_entropy.py", "unit/method/test_token_entropy.py")
 m("position < end and position + len(piece) > start", "position < end", "tags before the answer count as uncertainty")
@@ -71,7 +75,7 @@ m("chosen = chosen[:tokens]", "chosen = chosen[-tokens:]", "the last tokens of a
 m("(below + 0.5 * equal)", "(below + equal)", "a value among equal ones is at the 100th percentile")
 m("return max(chosen) if reduce ==", "return min(chosen) if reduce ==", "the surest token tells the uncertainty")
 
-m = _of("method/similarity.py", "unit/method/test_similarity.py")
+m = _of("method/rewards.py", "unit/method/test_similarity.py")
 m("clamp(0.0, n - 1.0) / (n - 1)", "clamp(0.0, n - 1.0) / n", "diversity depends on the number of candidates")
 m(
     "+ 0.5 * unit_similarity(image, prompt)",
@@ -92,7 +96,7 @@ m("for name, weight in weights.items()) / whole", "for name, weight in weights.i
 m("- 0.2 * only_yes_no", "- 0.0 * only_yes_no", "specs of yes/no questions cost nothing")
 m("else 0.20 * scores.contradiction", "else -0.20 * scores.contradiction", "contradictions are rewarded")
 
-m = _of("method/advantages.py", "unit/method/test_policy.py")
+m = _of("method/losses.py", "unit/method/test_policy.py")
 m("[(reward - mean) * n / (n - 1) for", "[(reward - mean) for", "an answer is compared with itself too")
 m("self.momentum * self.value + (1 - self.momentum) *", "(1 - self.momentum) * self.value + self.momentum *",
   "the baseline forgets at another rate")  # fmt: skip
@@ -115,9 +119,13 @@ m("owners = [owners[row] for row in going]", "owners = going", "tokens go to the
 m("token_entropy(logits)])", "token_entropy(policy)])", "uncertainty depends on the temperature")
 m("_Completion(*of_request) for of_request in", "_Completion(of_request[0], each[0]) for of_request in",
   "requests share the length limit of the first")  # fmt: skip
-m("self.logprobs.append(logprob)", "self.logprobs.append(-logprob)", "log-probs are positive")
+m(
+    "self.tokens.append((token, logprob, entropy))",
+    "self.tokens.append((token, -logprob, entropy))",
+    "log-probs are positive",
+)
 
-m = _of("models/decoding/logits.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
+m = _of("models/decoding/sampling.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
 m("torch.softmax(logits.float(), dim=-1)", "torch.softmax(logits, dim=-1)", "entropies are rounded to 16 bits")
 m("logits.index_fill(-1, suppressed, -torch.inf) / temp", "logits / temp", "image codes are sampled as text")
 
@@ -157,7 +165,7 @@ m = _of("models/decoding/compiled.py", "model/decoding/test_compiled.py")
 m("self._cursor += 1", "self._cursor += 0", "compiled passes overwrite the last token")
 m("rows.counter.index_select(0, parents)", "rows.counter[:count]", "forked rows continue at another row's position")
 
-m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.py")
+m = _of("models/decoding/causal_model.py", "model/decoding/test_sampling.py")
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
 m = _of("models/decoding/sampling.py", "model/decoding/test_pieces.py")
@@ -241,7 +249,7 @@ m(
 )
 
 m = _of("models/weights/merge.py", "unit/models/weights/test_merge.py")
-m("merged if float32 else merged.to(base.dtype)", "merged.to(base.dtype)", "an export in float32 holds rounded numbers")
+m("torch.float32 if float32 else values.dtype", "values.dtype", "an export in float32 holds rounded numbers")
 m("if role.value not in layer.lora_A:", "if False:", "a layer without the role ends the export with a KeyError")
 
 m = _of("method/context.py", "model/steps/test_understanding_step.py", "model/steps/test_ablations.py")
@@ -276,4 +284,8 @@ m(
 )
 
 m = _of("method/ablations.py", "model/steps/test_ablations.py", "model/steps/test_understanding_step.py")
-m('return base if self.name == "base_ratio" else first', "return base", "the policy ratio divides by the base model")
+m(
+    'return base if ctx.config.ablation == "base_ratio" else first',
+    "return base",
+    "the policy ratio divides by the base model",
+)

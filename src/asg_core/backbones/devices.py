@@ -28,23 +28,15 @@ def resolve_device(name: str) -> str:
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"device={name} is not a device", "torch does not know it", "use auto, cpu, cuda, cuda:1 or mps"
-        ) from None
-    if device.type == "cpu":
-        return name
-    try:
-        count = torch.get_device_module(device.type).device_count()
-    except RuntimeError:  # torch knows the name, and this build has nothing behind it
-        count = 0
-    if (device.index or 0) >= count:
-        raise ConfigError(
-            f"device={name} does not exist here",
-            f"torch {torch.__version__} sees {count} {device.type} devices",
-            "use device=auto or device=cpu; asg doctor shows what is available",
-        )
-    return name
+        if device.type == "cpu" or (device.index or 0) < torch.get_device_module(device.type).device_count():
+            return name
+    except RuntimeError:  # no name of a device, or one with nothing behind it in this build
+        pass
+    raise ConfigError(
+        f"device={name} does not exist here",
+        f"torch {torch.__version__} does not know it, or sees fewer devices of its kind",
+        "use auto, cpu, cuda, cuda:1 or mps; asg doctor shows what is available",
+    )
 
 
 def avoid_cudnn_attention() -> None:

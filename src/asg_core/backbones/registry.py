@@ -35,7 +35,7 @@ class PluginRecord:
 
     Attributes:
         name: of the entry point.
-        distribution, version: of the package that declares it.
+        distribution, version: of the package that declares it; "?" where its metadata does not say.
         state: "ok"; "blocked" by the environment variable; "broken" (import error, bad manifest, unknown hook);
             "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
         reason: why the state is not "ok".
@@ -152,16 +152,11 @@ def _entries() -> list[EntryPoint]:
         return found
 
 
-def _package(entry: EntryPoint) -> tuple[str, str]:
-    """Name and version of the package that declares an entry point; "?" where its metadata does not say."""
-    # while a package is being installed, or after a broken installation, both can be None
-    name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
-    return str(name or "?"), str(version or "?")
-
-
 def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
     """Import one plugin in a plugin manager of its own."""
-    record = PluginRecord(entry.name, *_package(entry))
+    # while a package is being installed, or after a broken installation, its metadata may not say
+    package = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    record = PluginRecord(entry.name, *(said or "?" for said in package))
     if entry.name in blocked or ("*" in blocked and record.distribution != OWN_DISTRIBUTION):
         return replace(record, state="blocked", reason=f"{DISABLE_VARIABLE} names it")
     try:

@@ -19,10 +19,9 @@ from asg_core.backbones.interface import Backbone, ImageSample
 from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.generation import uses_regression
-from asg_core.method.learner import Learner, StepResult, UpdateReport
 from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
-from asg_core.method.updates import Lesson, Update, joined
+from asg_core.method.updates import Learner, Lesson, StepResult, Update, UpdateReport, joined
 
 
 @dataclass(eq=False)

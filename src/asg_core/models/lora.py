@@ -65,7 +65,13 @@ class RoleAdapters:
         settings: LoraSettings,
         seed: int = 0,
     ) -> None:
-        _check_modules(modules)
+        parts = [part for module in modules.values() for part in module.modules()]
+        if len({id(part) for part in parts}) < len(parts) or any(isinstance(part, LoraLayer) for part in parts):
+            raise PluginError(
+                f"modules {', '.join(modules)} overlap or already carry adapters",
+                "a layer that is reachable twice would get its adapters twice",
+                "pass the outer module alone and tell layers apart by targets; load the model again for new adapters",
+            )
         self._configs = {
             role: {name: _inject(modules[name], role, patterns, settings) for name, patterns in on.items()}
             for role, on in targets.items()
@@ -217,24 +223,6 @@ class RoleAdapters:
     def _folders(self, role: Role, directory: Path) -> dict[str, Path]:
         names = list(self._weights[role])
         return {name: directory / name if len(names) > 1 else directory for name in names}
-
-
-def _check_modules(modules: Mapping[str, nn.Module]) -> None:
-    seen: dict[int, str] = {}
-    for name, module in modules.items():
-        for part in module.modules():
-            if (owner := seen.setdefault(id(part), name)) != name:
-                raise PluginError(
-                    f"modules {owner!r} and {name!r} overlap",
-                    "a layer that is reachable twice would get its adapters twice",
-                    "pass the outer module alone and tell its layers apart by targets",
-                )
-            if isinstance(part, LoraLayer):
-                raise PluginError(
-                    f"module {name!r} already carries adapters",
-                    "role adapters are injected once per loaded model",
-                    "load the model again, or keep the RoleAdapters that exists",
-                )
 
 
 def _inject(module: nn.Module, role: Role, targets: Targets, settings: LoraSettings) -> LoraConfig:

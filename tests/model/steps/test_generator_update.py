@@ -19,10 +19,10 @@ from asg_core.errors import TrainingStopped
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner
 from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
 from asg_core.method.replay import NoiseFloor
+from asg_core.method.updates import Learner
 from asg_core.training.optimizer import RoleOptimizer
 
 from .conftest import Drawn

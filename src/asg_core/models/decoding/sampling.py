@@ -1,7 +1,8 @@
 """Sampling over a prefix tree, with log-probs and entropies captured on the way (METHOD, understanding steps 1 to 4).
 
 One host transfer per decoding pass: what was drawn decides who goes on. A sample's randomness is its own: uniforms
-from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution.
+from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution. What is as
+wide as the vocabulary has at most 128 rows at a time, in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.decoding.prefix_tree import PrefixCache, append_token, prefill
 from asg_core.models.limits import VOCABULARY_ROWS
 
@@ -30,35 +30,32 @@ _COMPACT_AT = 0.75
 
 @dataclass(eq=False)
 class _Completion:
-    """What one request has so far."""
+    """What one request has so far: each token with its log-prob and entropy."""
 
     request: TextRequest
     sampling: TextSampling
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
+    tokens: list[tuple[int, float, float]] = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
 
     def take(self, token: int, logprob: float, entropy: float, stops: Collection[int]) -> None:
         """Append a token, unless the completion has ended; without a log-prob (NaN) it is the last."""
         if not self.ended:
-            self.token_ids.append(token)
-            self.logprobs.append(logprob)
-            self.entropies.append(entropy)
+            self.tokens.append((token, logprob, entropy))
             self.stopped = token in stops
-            full = len(self.token_ids) == self.sampling.max_new_tokens
+            full = len(self.tokens) == self.sampling.max_new_tokens
             self.ended = self.stopped or full or math.isnan(logprob)
 
     def sample(self, decode: Callable[[tuple[int, ...]], str]) -> TextSample:
-        pieces = token_pieces(decode, self.token_ids[: len(self.token_ids) - self.stopped])
+        token_ids, logprobs, entropies = zip(*self.tokens, strict=True)
+        pieces = token_pieces(decode, token_ids[: len(token_ids) - self.stopped])
         return TextSample(
             request=self.request,
             text="".join(pieces),
-            token_ids=tuple(self.token_ids),
+            token_ids=token_ids,
             pieces=(*pieces, "") if self.stopped else pieces,
-            logprobs=tuple(self.logprobs),
-            entropies=tuple(self.entropies),
+            logprobs=logprobs,
+            entropies=entropies,
             finish_reason="stop" if self.stopped else "length",
             temperature=self.sampling.temperature or 1.0,
         )
@@ -198,3 +195,31 @@ def token_pieces(decode: Callable[[tuple[int, ...]], str], ids: Sequence[int]) -
         ends.append(max(ends[-1], len(commonprefix([prefix, text]))))  # noqa: RUF071 -- letters are meant, not folders
     ends.append(len(text))
     return tuple(text[start:end] for start, end in pairwise(ends))
+
+
+def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
+    """(n, D) -> (n, V) raw logits in float32 (float64 stays, for numerical checks); n <= 128."""
+    logits = model.head(hidden)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Tensor) -> Tensor:
+    """(n, V) raw logits -> (n, V) nats of the sampling policy: suppressed tokens out, softmax(logits / temperature).
+
+    Sampling and scoring both use this function, so that replayed log-probs equal the sampled ones.
+    """
+    return (logits.index_fill(-1, suppressed, -torch.inf) / temperature).log_softmax(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) over the last axis, in float32 whatever the input.
+
+    Args:
+        logits: (..., V) raw logits at temperature 1, any float dtype.
+
+    Returns:
+        (...) float32 nats in [0, ln V]; NaN where a row holds a non-finite logit.
+    """
+    entropy = torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(dim=-1)
+    entropy = entropy.clamp(0.0, math.log(logits.shape[-1]))
+    return torch.where(torch.isfinite(logits).all(dim=-1), entropy, torch.nan)

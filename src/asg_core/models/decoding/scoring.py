@@ -20,8 +20,8 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Role, TextSample, TokenLogits
 from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.decoding.prefix_tree import PrefixCache, Rows, extend, prefill_prompts
+from asg_core.models.decoding.sampling import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.limits import FEW_SAMPLES, VOCABULARY_ROWS
 from asg_core.models.lora import RoleAdapters
 

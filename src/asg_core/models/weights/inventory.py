@@ -79,7 +79,13 @@ def read_inventory(
     if not main and any_name and len(files := list(folder.glob(f"*{SUFFIX}"))) == 1:
         main = files
     if not main:
-        raise _no_weights(folder, stems)
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        never = f"only pickled weights are there ({', '.join(pickled[:3])}), which are never read"
+        raise WeightsError(
+            f"{folder} has no {' or '.join(f'{stem}{SUFFIX}' for stem in stems)}, whole or in shards",
+            never if pickled else "no such file is there",
+            "give the directory of the released weights in safetensors form",
+        )
     others = [file for stem in beside for file in _find(folder, stem, variant)]
     stored: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(main + others):
@@ -224,15 +230,3 @@ def _complete(folder: Path, stem: str) -> list[Path]:
             "download the missing files",
         )
     return list(shards)
-
-
-def _no_weights(folder: Path, stems: Sequence[str]) -> WeightsError:
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    names = " or ".join(f"{stem}{SUFFIX}" for stem in stems)
-    return WeightsError(
-        f"{folder} has no {names}, whole or in shards",
-        f"only pickled weights are there ({', '.join(pickled[:3])}), which are never read"
-        if pickled
-        else "no such file is there",
-        "give the directory of the released weights in safetensors form",
-    )

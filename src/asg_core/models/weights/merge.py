@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
@@ -48,12 +48,6 @@ class Merge:
 
     layer: Linear
     role: Role
-
-    @torch.no_grad()
-    def apply(self, base: Tensor, *, float32: bool) -> Tensor:
-        """``base`` plus the adapter's change, in float32 or rounded to the dtype of ``base``."""
-        merged: Tensor = base.float() + self.layer.get_delta_weight(self.role.value).float().cpu()
-        return merged if float32 else merged.to(base.dtype)
 
 
 def adapted_weights(
@@ -150,6 +144,7 @@ def _files(weights: Path, stored: set[Path]) -> Iterable[Path]:
             yield file
 
 
+@torch.no_grad()
 def _rewrite(
     source: Path, target: Path, tensors: Mapping[str, StoredTensor], merges: Mapping[str, Merge], *, float32: bool
 ) -> None:
@@ -172,7 +167,8 @@ def _rewrite(
             for name in order:
                 values = stored.get_tensor(name)
                 if name in merges:
-                    values = merges[name].apply(values, float32=float32)
+                    change = merges[name].layer.get_delta_weight(merges[name].role.value).float().cpu()
+                    values = (values.float() + change).to(torch.float32 if float32 else values.dtype)
                 new.write(values.contiguous().flatten().view(torch.uint8).numpy().data)
             new.flush()
             os.fsync(new.fileno())
