@@ -104,7 +104,7 @@ def scripted_step(
     def learn(role: Role, groups: list[Group]) -> UpdateReport:
         beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
         with watch(f"update {role.value}"):
-            learner = Learner(role, optimizer(role), beta, floors.get(role))
+            learner = Learner(role, optimizer(role), beta, floors.get(role, NoiseFloor(0.0)))
             return update_text_role(scripted, regroup(groups), learner, ctx)
 
     if kind == "understanding":
@@ -117,7 +117,7 @@ def scripted_step(
     with watch("sampling"):
         drawn = generation_step(scripted, images, ctx)
     with watch(f"update {Role.GENERATOR.value}"):
-        learner = Learner(Role.GENERATOR, optimizer(Role.GENERATOR), floor=floors.get(Role.GENERATOR))
+        learner = Learner(Role.GENERATOR, optimizer(Role.GENERATOR), floor=floors.get(Role.GENERATOR, NoiseFloor(0.0)))
         return {Role.GENERATOR: update_generator(scripted, drawn, learner, ctx)}
 
 

@@ -111,7 +111,7 @@ m("(mean_kl - self.target) / self.target", "(self.target - mean_kl) / self.targe
 m = _of("method/replay.py", "model/steps/test_replay.py", "model/steps/test_update.py")
 m("min(max(self.nats or 0.0, LEAST_NOISE[dtype]), MOST_NOISE)", "max(self.nats or 0.0, LEAST_NOISE[dtype])",
   "a noisy model trains under a wrong adapter unnoticed")  # fmt: skip
-m("if kl / len(scored) > limit:", "if kl / len(scored) > 100 * limit:", "scores of another policy pass for rounding")
+m("if kl / tokens > limit:", "if kl / tokens > 100 * limit:", "scores of another policy pass for rounding")
 
 m = _of("models/decoding/sampling.py", "model/decoding/test_sampling.py")
 m("[request.seed for request in requests]", "[requests[0].seed for request in requests]", "all answers are the same")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -17,21 +18,16 @@ _STAGING = frozenset({"cuda"})
 
 
 def resolve_device(name: str) -> str:
-    """A torch device string that works here; "auto" is cuda, then mps, then cpu.
-
-    Raises:
-        ConfigError: not a device name, or a device that this machine or this build of torch does not have.
-    """
+    """A torch device string that works here; "auto" is cuda, then mps, then cpu. ConfigError for what is no device, or
+    is not in this machine or this build of torch."""
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
+    with suppress(RuntimeError):  # no name of a device, or one with nothing behind it in this build
         device = torch.device(name)
         if device.type == "cpu" or (device.index or 0) < torch.get_device_module(device.type).device_count():
             return name
-    except RuntimeError:  # no name of a device, or one with nothing behind it in this build
-        pass
     raise ConfigError(
         f"device={name} does not exist here",
         f"torch {torch.__version__} does not know it, or sees fewer devices of its kind",

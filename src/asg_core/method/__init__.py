@@ -1,22 +1,9 @@
 """The method "Ask, Solve, Generate" (arXiv 2606.27376), without a model, a loop or a file: usable as a library.
 
-    image --Proposer--> K questions --Solver, 7 framings--> answers --vote--> f, m, H_sc      understanding
-                                    --Solver, greedy------> STE                               R_p, R_s
-    image --Proposer--> spec --Generator--> N_g drawings --Solver--> fidelity, cycle, ...      generation, R_g
-    samples + advantages --> clipped policy gradient + KL to the base, or weighted regression  updates
-
-| file | what it says |
-|---|---|
-| ``understanding`` | the understanding step; ``ask_questions`` and ``solve_questions`` |
-| ``generation`` | the generation step |
-| ``updates``, ``generator_updates`` | one update of a text role; of the Generator |
-| ``prompts``, ``answers``, ``numerals`` | the words: questions, framings and specs; labels and votes |
-| ``token_entropy``, ``similarity`` | STE and its percentile; cycle consistency and diversity |
-| ``rewards``, ``advantages``, ``losses`` | the formulas, from votes and scores to loss terms |
-| ``replay`` | sampling and scoring agree, or the run stops |
-| ``records`` | what a step leaves behind |
-| ``context``, ``learner`` | what a step needs of a run; what an update keeps of a role |
-| ``ablations`` | the method with one thing taken away |
+image --Proposer--> K questions --Solver, 7 framings--> answers --vote--> f, m, H_sc      understanding
+                                --Solver, greedy------> STE                               R_p, R_s
+image --Proposer--> spec --Generator--> N_g drawings --Solver--> fidelity, cycle, ...      generation, R_g
+samples + advantages --> clipped policy gradient + KL to the base, or weighted regression  updates
 """
 
 from __future__ import annotations

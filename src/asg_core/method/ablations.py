@@ -78,10 +78,8 @@ def old_logprobs(first: Tensor, base: Tensor, ctx: StepContext) -> Tensor:
 def targets(model: Backbone, item: GenerationItem, ctx: StepContext) -> list[tuple[ImageSample, float]]:
     """Return what the Generator learns from one prompt, each image with its weight or advantage.
 
-    The candidates; or the source image alone, with the best candidate's reward as its weight.
-
-    Raises:
-        CapabilityError: the source image is wanted and the backbone cannot take an image for its own drawing.
+    The candidates; or the source image alone, with the best candidate's reward as its weight. Raises CapabilityError
+    if the source image is wanted and the backbone cannot take an image for its own drawing.
     """
     usable = [c for c in item.candidates if c.signal is not None]
     if ctx.config.ablation != "source_images" or not usable:

@@ -2,8 +2,6 @@
 
 flow    L = sum_l w_l loss_l + beta_g mean penalty,   w = softmax(R / tau)
 tokens  the clipped loss of the text roles (``updates``) on the stored image tokens, plus beta_g penalty
-
-Prompts without signal (all rewards equal) are left out altogether, so that they change nothing, exactly.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.losses import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.method.records import UnderstandingItem
-from asg_core.method.replay import Drift, NoiseFloor, Replay
+from asg_core.method.replay import Drift, NoiseFloor, compare
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Learner:
         role: whose adapter learns.
         optimizer: moves it.
         kl: weight of the KL term, steered after every update; None for the Generator, whose penalty has a fixed weight.
-        floor: what rounding does to the role's log-probs; None takes the least there is.
+        floor: what rounding does to the role's log-probs; by default the least there is.
     """
 
     role: Role
     optimizer: Optimizer
     kl: AdaptiveKl | None = None
-    floor: NoiseFloor | None = None
+    floor: NoiseFloor = field(default_factory=partial(NoiseFloor, 0.0))
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,13 @@ class Update(ABC, Generic[AnyLesson]):
     Attributes:
         count: of what the loss is a mean over, in all processes: tokens, or prompts.
         divergences: from the base, of the lessons scored so far in this inner step.
+        replayed: sums that compare the first inner step with what was sampled.
     """
 
     def __init__(self, model: Backbone, learner: Learner, ctx: StepContext, count: int) -> None:
         self.model, self.learner, self.ctx, self.count = model, learner, ctx, count
         self.divergences: list[Tensor] = []
-        self._replay = Replay(learner.floor, ctx.config.policy.clip)
+        self.replayed: tuple[float, ...] = (0.0,) * 6
 
     @abstractmethod
     def loss(self, lessons: Sequence[AnyLesson]) -> Tensor:
@@ -189,7 +190,7 @@ class Update(ABC, Generic[AnyLesson]):
         divergence = total / count if count else None
         if self.learner.kl is not None and divergence is not None and not result.nonfinite:
             self.learner.kl.update(divergence)
-        return replace(report, step=result, kl=divergence, drift=self._replay.settle(replayed))
+        return replace(report, step=result, kl=divergence, drift=self.learner.floor.settle(replayed))
 
     def _losses(self, batches: Sequence[Sequence[AnyLesson]], *, check: bool) -> Iterator[Callable[[], Tensor]]:
         for batch in batches:
@@ -198,13 +199,16 @@ class Update(ABC, Generic[AnyLesson]):
         if check and scored:
             old = joined(scored)
             stored = torch.cat([lesson.stored for lesson in scored if lesson.stored is not None])
-            again = partial(self.again, batches[0])
-            self._replay.check(old, moved_to(old.device, stored, old.dtype), again, self.learner.role, self.model.dtype)
+            floor, clip = self.learner.floor, self.ctx.config.policy.clip
+            with torch.no_grad():
+                again = self.again(batches[0]) if floor.nats is None else (old[:0], old[:0])
+            self.replayed = compare(old, moved_to(old.device, stored, old.dtype), again, clip)
+            floor.judge(self.replayed, self.learner.role, self.model.dtype)
 
     def _sums(self) -> tuple[float, ...]:
         count = sum(map(len, self.divergences))
         total = float(torch.cat(self.divergences).mean()) * count if count else 0.0
-        return total, count, *self._replay.sums
+        return total, count, *self.replayed
 
 
 def joined(lessons: Sequence[Lesson[Any]]) -> Tensor:

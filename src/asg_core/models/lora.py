@@ -111,10 +111,8 @@ class RoleAdapters:
     def use(self, role: Role | None) -> Iterator[None]:
         """Make ``role`` the active adapter inside the block, None for the base policy; then restore what was active.
 
-        Re-entrant, cheap, and blind to ``requires_grad``. Layers that lack the role run as the base.
-
-        Raises:
-            PluginError: if there is no such adapter.
+        Re-entrant, cheap, and blind to ``requires_grad``. Layers that lack the role run as the base. Raises
+        PluginError if there is no such adapter.
         """
         self._check(role)
         before = self.active
@@ -206,11 +204,8 @@ class RoleAdapters:
             self._configs[role][name].save_pretrained(folder)
 
     def load(self, role: Role, directory: Path) -> None:
-        """Read what :meth:`save` wrote, exactly. Nothing is changed unless everything fits.
-
-        Raises:
-            WeightsError: if a file is missing or damaged, or a tensor, the rank or alpha does not fit.
-        """
+        """Read what :meth:`save` wrote, exactly. Nothing is changed unless everything fits. Raises WeightsError if a
+        file is missing or damaged, or a tensor, the rank or alpha does not fit."""
         found = {
             name: _read(folder, self._configs[role][name], self._weights[role][name])
             for name, folder in self._folders(role, directory).items()

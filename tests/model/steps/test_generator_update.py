@@ -51,7 +51,7 @@ def optimizer(backbone: Backbone, lr: float = 1e-3) -> RoleOptimizer:
 
 
 def learner(backbone: Backbone, lr: float = 1e-3, floor: NoiseFloor | None = None) -> Learner:
-    return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor)
+    return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor or NoiseFloor(0.0))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_flow"])

@@ -49,7 +49,7 @@ def update(
     floor: NoiseFloor | None = None,
 ) -> UpdateReport:
     optimizer = RoleOptimizer(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
-    learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor)
+    learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor or NoiseFloor(0.0))
     return update_text_role(backbone, [Group(group) for group in groups], learner, StepContext(config, 1))
 
 

@@ -1,17 +1,8 @@
 """Batched decoding and scoring over a prefix tree: image -> prompt -> samples.
 
 A backbone hands over a :class:`CausalModel` (embeddings in, hidden states out); everything about batching, padding,
-caching, sampling and scoring is here, once, for all backbones:
-
-* :func:`sample_text` prefills every distinct image once, every distinct prompt of an image once, and decodes all
-  samples as one batch, capturing log-probs and entropies on the way;
-* :func:`token_logits` scores stored samples over the same tree, differentiably: the shared prefix carries gradients;
-* :class:`CompiledDecode` lets :func:`sample_text` decode by compiled passes of fixed shapes;
-* :class:`ImageFeatureCache` keeps vision features, :class:`PrefixCache` prefilled prefixes, while the image lives;
-* :class:`PromptEmbedding` compares pictures and texts by the model's own hidden states;
-* :func:`prefill_roots`, :func:`prefill`, :func:`append_token`, :func:`pick` are the steps of sampling, for decoders
-  that do more per token (guidance, image tokens);
-* :class:`TransformersCausalModel` turns a stock transformers decoder into a :class:`CausalModel`.
+caching, sampling and scoring is here, once, for all backbones. Decoders that do more per token (guidance, image tokens)
+take the steps of sampling: :func:`prefill_roots`, :func:`prefill`, :func:`append_token`, :func:`pick`.
 """
 
 from __future__ import annotations

@@ -95,12 +95,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def root(cache: Cache) -> Cache:
-    """Make an empty cache of a model the root of a tree.
-
-    Raises:
-        PluginError: if the cache is not empty or has other than plain dynamic layers (sliding windows, static buffers,
-            recurrent states): their contents cannot be branched by row and masked by position.
-    """
+    """Make an empty cache of a model the root of a tree. Raises PluginError if it is not empty or has other than plain
+    dynamic layers: sliding windows, static buffers, recurrent states cannot be branched by row, masked by position."""
     kinds = {type(layer) for layer in cache.layers}
     if cache.layer_class_to_replicate is not None:
         kinds.add(cache.layer_class_to_replicate)

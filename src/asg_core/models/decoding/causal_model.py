@@ -34,11 +34,8 @@ class Segment:
 
 
 def join_segments(segments: Sequence[Segment]) -> Segment:
-    """One segment that equals the given ones in a row, all of which must share ``causal``.
-
-    Raises:
-        ValueError: if causal and non-causal segments are mixed; one segment has one attention pattern.
-    """
+    """One segment that equals the given ones in a row, all of which must share ``causal``. Raises ValueError if causal
+    and non-causal segments are mixed; one segment has one attention pattern."""
     if len({segment.causal for segment in segments}) != 1:
         raise ValueError("cannot join causal and non-causal segments into one")
     counter, positions = 0, []
@@ -155,11 +152,8 @@ class TransformersCausalModel:
         self.suppressed_token_ids = tuple(sorted(suppressed_token_ids))
 
     def image_segments(self, images: Sequence[Image]) -> list[Segment]:
-        """One segment per image, with the tokens that open and close it; causal, positions from 0.
-
-        Raises:
-            CapabilityError: here; subclasses that see images override this.
-        """
+        """One segment per image, with the tokens that open and close it; causal, positions from 0. Raises
+        CapabilityError here; subclasses that see images override this."""
         raise CapabilityError(
             f"{type(self).__name__} was given {len(images)} image(s)", "it is a text-only model", "pass image=None"
         )

@@ -133,11 +133,8 @@ class StaticSlots:
         self.last = rows.last.index_select(0, parents)
 
     def append_token(self, ids: Tensor) -> None:
-        """Append one token ``ids[i]``, (rows seated,) long, to each row.
-
-        Raises:
-            ConfigError: torch.compile cannot compile the pass here.
-        """
+        """Append one token ``ids[i]``, (rows seated,) long, to each row. Raises ConfigError where torch.compile
+        cannot compile the pass."""
         from torch._dynamo import config
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 

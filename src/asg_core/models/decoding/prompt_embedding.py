@@ -32,10 +32,6 @@ class PromptEmbedding:
     """Embeds with all adapters off; ``embed`` of a backbone without a trained joint space.
 
     How well it ranks depends on the model: measure before you trust it.
-
-    Args:
-        model: the text side.
-        adapters: switched off while embedding.
     """
 
     def __init__(self, model: CausalModel, adapters: RoleAdapters) -> None:

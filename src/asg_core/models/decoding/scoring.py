@@ -164,10 +164,9 @@ def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContext
         with active(), running_again():
             yield
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), again()
-
-    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    run = partial(
+        checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again())
+    )
     own = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = partial(run, layer.forward)

@@ -31,14 +31,7 @@ _AGAIN = "download the file again; compare its size with the source"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file.
-
-    Attributes:
-        file: that holds it.
-        shape: as stored.
-        dtype: as safetensors writes it ("BF16").
-        begin, end: bytes of its data, from the start of the file.
-    """
+    """One tensor in a file: dtype as safetensors writes it ("BF16"), bytes counted from the start of the file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -101,11 +94,8 @@ def read_inventory(
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, in order of their data.
-
-    Raises:
-        WeightsError: the file is missing, is no safetensors file, or is shorter than its header says.
-    """
+    """Every tensor of one safetensors file, in order of their data. Raises WeightsError if the file is missing, is no
+    safetensors file, or is shorter than its header says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -158,10 +148,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def path_inside(folder: Path, name: str, named_by: Path) -> Path:
     """The file that a downloaded file names, below ``folder``.
 
-    The name alone is judged: a link of that name may lead anywhere, as the links of a Hub cache do.
-
-    Raises:
-        WeightsError: ``name`` is absolute, empty, or climbs out of ``folder``.
+    The name alone is judged: a link of that name may lead anywhere, as the links of a Hub cache do. Raises
+    WeightsError if ``name`` is absolute, empty, or climbs out of ``folder``.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts} if isinstance(name, str) else {".."}
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
@@ -174,11 +162,8 @@ def path_inside(folder: Path, name: str, named_by: Path) -> Path:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a ``tokenizer_config.json`` that names a tokenizer file outside ``folder``, which transformers would read.
-
-    Raises:
-        WeightsError: names the path.
-    """
+    """Refuse a ``tokenizer_config.json`` that names a tokenizer file outside ``folder``, which transformers would read:
+    WeightsError names the path."""
     config = folder / "tokenizer_config.json"
     names = read_json(config).get("fast_tokenizer_files") if config.is_file() else None
     for name in names if isinstance(names, list) else ():

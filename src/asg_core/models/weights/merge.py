@@ -29,13 +29,7 @@ _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
-
-    Attributes:
-        directory: the new checkpoint in the model's released layout.
-        merged: names of the tensors that have an adapter merged in.
-        copied: number of tensors that are as they were.
-    """
+    """The new checkpoint in the released layout, the tensors with an adapter merged in, and how many have none."""
 
     directory: Path
     merged: tuple[str, ...]
@@ -53,16 +47,8 @@ class Merge:
 def adapted_weights(
     module: nn.Module, roles: Sequence[Role], stored_name: Callable[[str], str | None]
 ) -> dict[str, Merge]:
-    """The stored matrices that the adapters of ``roles`` change.
-
-    Args:
-        module: carries the adapters.
-        roles: to merge.
-        stored_name: of a weight's name in ``module``.
-
-    Raises:
-        ConfigError: two roles change the same matrix, or none changes any.
-    """
+    """The stored matrices that the adapters of ``roles`` in ``module`` change, by the stored name of the weight there.
+    Raises ConfigError if two roles change the same matrix, or none changes any."""
     merges: dict[str, Merge] = {}
     for path, layer in module.named_modules():
         for role in dict.fromkeys(roles) if isinstance(layer, Linear) else ():
