@@ -147,8 +147,8 @@ def _entries() -> list[EntryPoint]:
 def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
     """Import one plugin in a plugin manager of its own."""
     # while a package is being installed, or after a broken installation, its metadata may not say
-    package = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
-    record = PluginRecord(entry.name, *(said or "?" for said in package))
+    distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+    record = PluginRecord(entry.name, distribution or "?", version or "?")
     if entry.name in blocked or ("*" in blocked and record.distribution != OWN_DISTRIBUTION):
         return replace(record, state="blocked", reason=f"{DISABLE_VARIABLE} names it")
     try:

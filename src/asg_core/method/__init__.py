@@ -1,9 +1,12 @@
 """The method "Ask, Solve, Generate" (arXiv 2606.27376), without a model, a loop or a file: usable as a library.
 
-image --Proposer--> K questions --Solver, 7 framings--> answers --vote--> f, m, H_sc      understanding
-                                --Solver, greedy------> STE                               R_p, R_s
-image --Proposer--> spec --Generator--> N_g drawings --Solver--> fidelity, cycle, ...      generation, R_g
-samples + advantages --> clipped policy gradient + KL to the base, or weighted regression  updates
+    image --Proposer--> K questions --Solver, 7 framings--> answers --vote--> f, m, H_sc      understanding
+                                    --Solver, greedy------> STE                               R_p, R_s
+    image --Proposer--> spec --Generator--> N_g drawings --Solver--> fidelity, cycle, ...      generation, R_g
+    samples + advantages --> clipped policy gradient + KL to the base, or weighted regression  updates
+
+The two steps are in ``understanding`` and ``generation``, their words in ``prompts`` and ``answers``, their formulas in
+``token_entropy``, ``rewards`` and ``losses``, what they leave behind in ``records``.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Drift:
 
 
 @torch.no_grad()
-def compare(scored: Tensor, stored: Tensor, again: tuple[Tensor, Tensor], clip: float) -> tuple[float, ...]:
+def drift_sums(scored: Tensor, stored: Tensor, again: tuple[Tensor, Tensor], clip: float) -> tuple[float, ...]:
     """Return the sums over the tokens of this process that a :class:`NoiseFloor` judges.
 
     Args:

@@ -26,7 +26,7 @@ from asg_core.method import ablations
 from asg_core.method.context import StepContext
 from asg_core.method.losses import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.method.records import UnderstandingItem
-from asg_core.method.replay import Drift, NoiseFloor, compare
+from asg_core.method.replay import Drift, NoiseFloor, drift_sums
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Update(ABC, Generic[AnyLesson]):
             floor, clip = self.learner.floor, self.ctx.config.policy.clip
             with torch.no_grad():
                 again = self.again(batches[0]) if floor.nats is None else (old[:0], old[:0])
-            self.replayed = compare(old, moved_to(old.device, stored, old.dtype), again, clip)
+            self.replayed = drift_sums(old, moved_to(old.device, stored, old.dtype), again, clip)
             floor.judge(self.replayed, self.learner.role, self.model.dtype)
 
     def _sums(self) -> tuple[float, ...]:
