@@ -10,12 +10,11 @@ from typing import Any
 
 from asg_core.backbones.interface import Role, TextSample
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
-from asg_core.method.learner import StepResult, UpdateReport
+from asg_core.method.losses import EmaBaseline
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import proposer_groups, solver_groups
+from asg_core.method.updates import StepResult, UpdateReport, proposer_groups, solver_groups
 from asg_core.runs.folder import RunFolder
 from asg_core.testing.qwen import QwenBackbone
 from asg_core.testing.scripted_text import scripted_text

@@ -12,14 +12,12 @@ from PIL import Image
 from asg_core.backbones.interface import Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
-from asg_core.method.learner import Learner, UpdateReport
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.records import UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, Learner, UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.testing.scripted_text import scripted_text
 from asg_core.training.optimizer import RoleOptimizer

@@ -13,16 +13,14 @@ from PIL.Image import Image
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner, UpdateReport
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, Learner, UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.planning.memory import StepMemory, generation_memory, understanding_memory
 from asg_core.planning.shape import ModelShape
 from asg_core.training.optimizer import RoleOptimizer
@@ -106,7 +104,7 @@ def scripted_step(
     def learn(role: Role, groups: list[Group]) -> UpdateReport:
         beta = AdaptiveKl(config.policy.beta_start, config.policy.kl_target)
         with watch(f"update {role.value}"):
-            learner = Learner(role, optimizer(role), beta, floors.get(role))
+            learner = Learner(role, optimizer(role), beta, floors.get(role, NoiseFloor(0.0)))
             return update_text_role(scripted, regroup(groups), learner, ctx)
 
     if kind == "understanding":
@@ -119,7 +117,7 @@ def scripted_step(
     with watch("sampling"):
         drawn = generation_step(scripted, images, ctx)
     with watch(f"update {Role.GENERATOR.value}"):
-        learner = Learner(Role.GENERATOR, optimizer(Role.GENERATOR), floor=floors.get(Role.GENERATOR))
+        learner = Learner(Role.GENERATOR, optimizer(Role.GENERATOR), floor=floors.get(Role.GENERATOR, NoiseFloor(0.0)))
         return {Role.GENERATOR: update_generator(scripted, drawn, learner, ctx)}
 
 

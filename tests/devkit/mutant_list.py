@@ -49,7 +49,7 @@ m("ranked[0], ranked[0] - ranked[1],", "ranked[0], ranked[0],", "the margin igno
 m("if len(integers) == 1 else OTHER", "if integers else OTHER", '"2 or 3" counts as one of the two')
 m('and char not in "%#"', "", '"50%" and "50" are the same answer')
 
-m = _of("method/numerals.py", "unit/method/test_answers.py")
+m = _of("method/answers.py", "unit/method/test_answers.py")
 m("total, current = max(current, 1) * 1000, 0", "total, current = 1000, 0", '"two thousand" is 1000')
 m("return total + current", "return max(total, current)", '"one thousand two" is 1000')
 
@@ -63,7 +63,11 @@ m(
     'framing.replace("{question}", question.rstrip("?"))',
     "questions lose their mark",
 )
-m("[:max_questions], len(written))", "[:max_questions], len(pairs))", "dropped questions do not lower a spec's quality")
+m(
+    "[:MAX_SPEC_QUESTIONS], len(written))",
+    "[:MAX_SPEC_QUESTIONS], len(pairs))",
+    "dropped questions do not lower a spec's quality",
+)
 
 m = _of("method/token_entropy.py", "unit/method/test_token_entropy.py")
 m("position < end and position + len(piece) > start", "position < end", "tags before the answer count as uncertainty")
@@ -71,7 +75,7 @@ m("chosen = chosen[:tokens]", "chosen = chosen[-tokens:]", "the last tokens of a
 m("(below + 0.5 * equal)", "(below + equal)", "a value among equal ones is at the 100th percentile")
 m("return max(chosen) if reduce ==", "return min(chosen) if reduce ==", "the surest token tells the uncertainty")
 
-m = _of("method/similarity.py", "unit/method/test_similarity.py")
+m = _of("method/rewards.py", "unit/method/test_similarity.py")
 m("clamp(0.0, n - 1.0) / (n - 1)", "clamp(0.0, n - 1.0) / n", "diversity depends on the number of candidates")
 m(
     "+ 0.5 * unit_similarity(image, prompt)",
@@ -92,7 +96,7 @@ m("for name, weight in weights.items()) / whole", "for name, weight in weights.i
 m("- 0.2 * only_yes_no", "- 0.0 * only_yes_no", "specs of yes/no questions cost nothing")
 m("else 0.20 * scores.contradiction", "else -0.20 * scores.contradiction", "contradictions are rewarded")
 
-m = _of("method/advantages.py", "unit/method/test_policy.py")
+m = _of("method/losses.py", "unit/method/test_policy.py")
 m("[(reward - mean) * n / (n - 1) for", "[(reward - mean) for", "an answer is compared with itself too")
 m("self.momentum * self.value + (1 - self.momentum) *", "(1 - self.momentum) * self.value + self.momentum *",
   "the baseline forgets at another rate")  # fmt: skip
@@ -107,7 +111,7 @@ m("(mean_kl - self.target) / self.target", "(self.target - mean_kl) / self.targe
 m = _of("method/replay.py", "model/steps/test_replay.py", "model/steps/test_update.py")
 m("min(max(self.nats or 0.0, LEAST_NOISE[dtype]), MOST_NOISE)", "max(self.nats or 0.0, LEAST_NOISE[dtype])",
   "a noisy model trains under a wrong adapter unnoticed")  # fmt: skip
-m("if kl / len(scored) > limit:", "if kl / len(scored) > 100 * limit:", "scores of another policy pass for rounding")
+m("if kl / tokens > limit:", "if kl / tokens > 100 * limit:", "scores of another policy pass for rounding")
 
 m = _of("models/decoding/sampling.py", "model/decoding/test_sampling.py")
 m("[request.seed for request in requests]", "[requests[0].seed for request in requests]", "all answers are the same")
@@ -115,9 +119,13 @@ m("owners = [owners[row] for row in going]", "owners = going", "tokens go to the
 m("token_entropy(logits)])", "token_entropy(policy)])", "uncertainty depends on the temperature")
 m("_Completion(*of_request) for of_request in", "_Completion(of_request[0], each[0]) for of_request in",
   "requests share the length limit of the first")  # fmt: skip
-m("self.logprobs.append(logprob)", "self.logprobs.append(-logprob)", "log-probs are positive")
+m(
+    "self.tokens.append((token, logprob, entropy))",
+    "self.tokens.append((token, -logprob, entropy))",
+    "log-probs are positive",
+)
 
-m = _of("models/decoding/logits.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
+m = _of("models/decoding/sampling.py", "unit/method/test_token_entropy.py", "model/decoding/test_sampling.py")
 m("torch.softmax(logits.float(), dim=-1)", "torch.softmax(logits, dim=-1)", "entropies are rounded to 16 bits")
 m("logits.index_fill(-1, suppressed, -torch.inf) / temp", "logits / temp", "image codes are sampled as text")
 
@@ -141,7 +149,7 @@ m("[segment.advance for segment in segments]", "[len(segment.embeds) for segment
 m("rows.counter + 1, rows.axes", "rows.counter, rows.axes", "all new tokens are at one position")
 m("device=device), (size - 1).clamp(min=0)]", "device=device), -1]", "short prompts are answered from their padding")
 
-m = _of("models/decoding/prefix_cache.py", "model/decoding/test_prefill.py", "model/decoding/test_images.py")
+m = _of("models/decoding/prefix_tree.py", "model/decoding/test_prefill.py", "model/decoding/test_images.py")
 m("if entry.version == version and all(", "if all(", "a role reads pictures under another role's adapter")
 m("entry.version[0] != version[0] or entry.version == version]", "True]", "prefixes of old weights stay in memory")
 
@@ -157,11 +165,11 @@ m = _of("models/decoding/compiled.py", "model/decoding/test_compiled.py")
 m("self._cursor += 1", "self._cursor += 0", "compiled passes overwrite the last token")
 m("rows.counter.index_select(0, parents)", "rows.counter[:count]", "forked rows continue at another row's position")
 
-m = _of("models/decoding/transformers_model.py", "model/decoding/test_sampling.py")
+m = _of("models/decoding/causal_model.py", "model/decoding/test_sampling.py")
 m("split_special_tokens=not special", "split_special_tokens=False", "text of a question can end its own turn")
 
-m = _of("models/decoding/token_text.py", "model/decoding/test_pieces.py")
-m("max(ends[-1], _agreement(prefix, text))", "_agreement(prefix, text)", "pieces of text overlap")
+m = _of("models/decoding/sampling.py", "model/decoding/test_pieces.py")
+m("max(ends[-1], len(commonprefix([prefix, text])))", "len(commonprefix([prefix, text]))", "pieces of text overlap")
 
 m = _of("models/decoding/packed_vision.py", "model/decoding/test_packed_vision.py")
 m("row.index_select(0, gathered.back)", "row", "patches of pictures are mixed up")
@@ -180,7 +188,7 @@ m("*(weight._version for", "*(0 for", "caches survive an optimizer step")
 m = _of("models/adapted_linear.py", "model/adapters/test_adapted_linear.py")
 m("weight.t() * self.scaling[name]", "weight.t()", "alpha has no effect over a bfloat16 base")
 m(".mul_(ctx.scaling)", "", "gradients of B miss alpha")
-m("(found := self._shadowed.get(name)) != state", "(found := self._shadowed.get(name)) is None",
+m('(found := getattr(down, "shadowed", None)) != state', '(found := getattr(down, "shadowed", None)) is None',
   "a bfloat16 model goes on with the adapter it began with")  # fmt: skip
 
 m = _of("training/optimizer.py", "unit/training/test_optimizer.py")
@@ -241,7 +249,7 @@ m(
 )
 
 m = _of("models/weights/merge.py", "unit/models/weights/test_merge.py")
-m("merged if float32 else merged.to(base.dtype)", "merged.to(base.dtype)", "an export in float32 holds rounded numbers")
+m("torch.float32 if float32 else values.dtype", "values.dtype", "an export in float32 holds rounded numbers")
 m("if role.value not in layer.lora_A:", "if False:", "a layer without the role ends the export with a KeyError")
 
 m = _of("method/context.py", "model/steps/test_understanding_step.py", "model/steps/test_ablations.py")
@@ -276,4 +284,8 @@ m(
 )
 
 m = _of("method/ablations.py", "model/steps/test_ablations.py", "model/steps/test_understanding_step.py")
-m('return base if self.name == "base_ratio" else first', "return base", "the policy ratio divides by the base model")
+m(
+    'return base if self.name == "base_ratio" else first',
+    "return base",
+    "the policy ratio divides by the base model",
+)

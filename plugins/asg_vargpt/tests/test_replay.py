@@ -16,9 +16,9 @@ from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
 from asg_core.method.context import StepContext
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner, UpdateReport
 from asg_core.method.records import Candidate, GenerationItem
 from asg_core.method.replay import NoiseFloor
+from asg_core.method.updates import Learner, UpdateReport
 from asg_core.training.optimizer import RoleOptimizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -17,34 +18,21 @@ _STAGING = frozenset({"cuda"})
 
 
 def resolve_device(name: str) -> str:
-    """A torch device string that works here; "auto" is cuda, then mps, then cpu.
-
-    Raises:
-        ConfigError: not a device name, or a device that this machine or this build of torch does not have.
-    """
+    """A torch device string that works here; "auto" is cuda, then mps, then cpu. ConfigError for what is no device, or
+    is not in this machine or this build of torch."""
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
+    with suppress(RuntimeError):  # no name of a device, or one with nothing behind it in this build
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"device={name} is not a device", "torch does not know it", "use auto, cpu, cuda, cuda:1 or mps"
-        ) from None
-    if device.type == "cpu":
-        return name
-    try:
-        count = torch.get_device_module(device.type).device_count()
-    except RuntimeError:  # torch knows the name, and this build has nothing behind it
-        count = 0
-    if (device.index or 0) >= count:
-        raise ConfigError(
-            f"device={name} does not exist here",
-            f"torch {torch.__version__} sees {count} {device.type} devices",
-            "use device=auto or device=cpu; asg doctor shows what is available",
-        )
-    return name
+        if device.type == "cpu" or (device.index or 0) < torch.get_device_module(device.type).device_count():
+            return name
+    raise ConfigError(
+        f"device={name} does not exist here",
+        f"torch {torch.__version__} does not know it, or sees fewer devices of its kind",
+        "use auto, cpu, cuda, cuda:1 or mps; asg doctor shows what is available",
+    )
 
 
 def avoid_cudnn_attention() -> None:

@@ -1,21 +1,8 @@
 """The whole extension surface of asg_core: two hooks, found through the entry point group ``asg_core``.
 
-A plugin is a module that implements one or both, and an entry point that names the module::
-
-    # my_plugin.py
-    from asg_core.backbones.hookspecs import hookimpl
-    from asg_core.backbones.manifest import BackboneManifest, Capabilities
-
-    @hookimpl
-    def asg_backbones():
-        return [BackboneManifest(name="mine", ..., factory="my_plugin.backbone:load")]
-
-    # pyproject.toml of its distribution
-    [project.entry-points.asg_core]
-    mine = "my_plugin"
-
-The module is imported whenever plugins are listed, so it must import nothing heavy; the model code behind ``factory``
-is imported only when the backbone is loaded. The core's own backbone is registered in exactly this way.
+A plugin is a module that implements one or both, and an entry point that names the module (docs/PLUGINS.md).
+The module is imported whenever plugins are listed, so it must import nothing heavy; what its targets name is imported
+only when it is used. The core's own backbone is registered in exactly this way.
 """
 
 from __future__ import annotations

@@ -72,11 +72,8 @@ def load_backbone(
 
 
 def validate_options(manifest: BackboneManifest, options: Mapping[str, Any]) -> Any:
-    """An instance of the manifest's options model, or None where the backbone has no options.
-
-    Raises:
-        ConfigError: an unknown option (with the nearest name) or a value out of range.
-    """
+    """An instance of the manifest's options model, or None where the backbone has no options. Raises ConfigError
+    for an unknown option (with the nearest name) or a value out of range."""
     if manifest.options is None:
         if options:
             raise ConfigError(

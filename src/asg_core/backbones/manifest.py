@@ -78,15 +78,9 @@ class BackboneManifest(BaseModel, frozen=True, extra="forbid"):
 
 
 class LoadRequest(BaseModel, frozen=True, extra="forbid"):
-    """What a backbone factory receives.
-
-    Attributes:
-        weights: directory of released weights, or None for embedded ones.
-        device: torch device string, e.g. "cpu", "cuda", "cuda:1".
-        dtype: dtype of the frozen base; adapters are float32 regardless.
-        options: validated instance of the manifest's options model, or None.
-        seed: seeds the adapters' initialisation.
-    """
+    """What a backbone factory receives: the directory of released weights (None for embedded ones), a torch device, the
+    dtype of the frozen base (adapters are float32 regardless), a validated instance of the manifest's options model or
+    None, and the seed of the adapters' initialisation."""
 
     weights: Path | None = None
     device: str = "cpu"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import attrgetter
 from typing import Any, TypeVar, cast
-
-import torch
 
 from asg_core.backbones.interface import Backbone
 
@@ -30,21 +29,9 @@ class BackboneProxy(Backbone):
         self.inner = inner
         self.manifest = inner.manifest
 
-    @property
-    def device(self) -> torch.device:
-        """Of ``inner``."""
-        return self.inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of ``inner``."""
-        return self.inner.dtype
-
-    @property
-    def runs_compiled(self) -> bool:
-        """Of ``inner``."""
-        return self.inner.runs_compiled
-
+    device: Any = property(attrgetter("inner.device"))
+    dtype: Any = property(attrgetter("inner.dtype"))
+    runs_compiled: Any = property(attrgetter("inner.runs_compiled"))
     ask = _passed_on(Backbone.ask)
     solve = _passed_on(Backbone.solve)
     token_logits = _passed_on(Backbone.token_logits)

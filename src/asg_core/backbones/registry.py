@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -35,7 +35,7 @@ class PluginRecord:
 
     Attributes:
         name: of the entry point.
-        distribution, version: of the package that declares it.
+        distribution, version: of the package that declares it; "?" where its metadata does not say.
         state: "ok"; "blocked" by the environment variable; "broken" (import error, bad manifest, unknown hook);
             "incompatible" (written for another plugin interface); "duplicate" (announces a name that is taken).
         reason: why the state is not "ok".
@@ -73,11 +73,8 @@ def list_backbones() -> list[str]:
 
 
 def find_manifest(name: str) -> BackboneManifest:
-    """The manifest of an installed backbone.
-
-    Raises:
-        PluginError: no usable plugin does; says what is wrong with the one that was meant to, or how to install it.
-    """
+    """The manifest of an installed backbone. Raises PluginError, which says what is wrong with the plugin that was
+    meant to provide it, or how to install it."""
     known = {manifest.name: manifest for record in list_plugins() for manifest in record.backbones}
     if name in known:
         return known[name]
@@ -115,11 +112,8 @@ def _missing(what: str, plugin: str | None, fix: str) -> PluginError:
 
 
 def resolve(target: str) -> Any:
-    """The object behind a lazy ``module:name`` of a manifest or an extension.
-
-    Raises:
-        PluginError: the module cannot be imported or has no such name.
-    """
+    """The object behind a lazy ``module:name`` of a manifest or an extension. PluginError if the module cannot be
+    imported or has no such name."""
     module, _, attribute = target.partition(":")
     with plugin_errors(f"{target!r}, which a plugin names, cannot be imported"):
         return getattr(import_module(module), attribute)
@@ -145,23 +139,16 @@ def _entries() -> list[EntryPoint]:
     except Exception:  # noqa: BLE001 - some package's metadata cannot be read, ours or not: take the packages one by one
         found = []
         for distribution in distributions():
-            try:
+            with suppress(Exception):  # this is the one
                 found += [entry for entry in distribution.entry_points if entry.group == hookspecs.PROJECT]
-            except Exception:  # noqa: BLE001 - this is the one
-                continue
         return found
-
-
-def _package(entry: EntryPoint) -> tuple[str, str]:
-    """Name and version of the package that declares an entry point; "?" where its metadata does not say."""
-    # while a package is being installed, or after a broken installation, both can be None
-    name, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
-    return str(name or "?"), str(version or "?")
 
 
 def _load(entry: EntryPoint, blocked: set[str]) -> PluginRecord:
     """Import one plugin in a plugin manager of its own."""
-    record = PluginRecord(entry.name, *_package(entry))
+    # while a package is being installed, or after a broken installation, its metadata may not say
+    distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+    record = PluginRecord(entry.name, distribution or "?", version or "?")
     if entry.name in blocked or ("*" in blocked and record.distribution != OWN_DISTRIBUTION):
         return replace(record, state="blocked", reason=f"{DISABLE_VARIABLE} names it")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from importlib.metadata import Distribution, PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -40,21 +40,14 @@ def _wanted() -> dict[str, list[tuple[str, Requirement]]]:
     plugins = {entry.dist.name: entry.dist for entry in entry_points(group=PROJECT) if entry.dist}
     wanted: dict[str, list[tuple[str, Requirement]]] = defaultdict(list)
     for name, distribution in sorted(plugins.items()):
-        for requirement in _requirements(distribution):
-            wanted[canonicalize_name(requirement.name)].append((f"{name} {distribution.version}", requirement))
+        for line in distribution.requires or ():
+            try:
+                requirement = Requirement(line)
+            except InvalidRequirement:
+                continue  # a package that pip could install has none; what cannot be read cannot be compared
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted[canonicalize_name(requirement.name)].append((f"{name} {distribution.version}", requirement))
     return wanted
-
-
-def _requirements(distribution: Distribution) -> list[Requirement]:
-    parsed = []
-    for line in distribution.requires or ():
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue  # a package that pip could install has none; what cannot be read cannot be compared
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            parsed.append(requirement)
-    return parsed
 
 
 def installed_version(package: str) -> str | None:

@@ -7,16 +7,11 @@
 
 | file | what it says |
 |---|---|
-| ``understanding`` | the understanding step; ``ask_questions`` and ``solve_questions`` |
-| ``generation`` | the generation step |
-| ``updates``, ``generator_updates`` | one update of a text role; of the Generator |
-| ``prompts``, ``answers``, ``numerals`` | the words: questions, framings and specs; labels and votes |
-| ``token_entropy``, ``similarity`` | STE and its percentile; cycle consistency and diversity |
-| ``rewards``, ``advantages``, ``losses`` | the formulas, from votes and scores to loss terms |
-| ``replay`` | sampling and scoring agree, or the run stops |
-| ``records`` | what a step leaves behind |
-| ``context``, ``learner`` | what a step needs of a run; what an update keeps of a role |
-| ``ablations`` | the method with one thing taken away |
+| ``understanding``, ``generation`` | the two steps |
+| ``prompts``, ``answers`` | the words: questions, framings and specs; labels and votes |
+| ``token_entropy``, ``rewards``, ``losses`` | the formulas: STE, rewards and scores, advantages and loss terms |
+| ``updates``, ``generator_updates``, ``replay`` | one update of a role; sampling and scoring agree, or the run stops |
+| ``context``, ``ablations``, ``records`` | what a step needs, what it may leave out, what it leaves behind |
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from asg_core.data.image_pool import PoolImage
 from asg_core.method.prompts import CANONICAL_FRAMING, SPEC_PROMPT, GateFailure, parse_spec
 from asg_core.method.records import GenerationItem
 
+_LEFT_OUT = {f"no_{score}": score for score in ("fidelity", "cycle", "diversity", "contradiction")}
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -71,7 +73,7 @@ class Variant:
     @property
     def without_score(self) -> str | None:
         """Name of the Generator's score that is left out of its reward, or None."""
-        return self.name.removeprefix("no_") if self.name.startswith("no_") else None
+        return _LEFT_OUT.get(self.name)
 
     def old_logprobs(self, first: Tensor, base: Tensor) -> Tensor:
         """Return the (T,) nats that the policy ratio divides by: of the first inner step, or of the base model."""

@@ -28,13 +28,20 @@ from asg_core.backbones.interface import (
 )
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import leave_one_out, over_finite, regression_weights
 from asg_core.method.answers import canonical_label, same_answer, vote
 from asg_core.method.context import StepContext
+from asg_core.method.losses import leave_one_out, over_finite, regression_weights
 from asg_core.method.prompts import CAPTION_PROMPT, SCORING_FRAMINGS, SPEC_PROMPT, GateFailure, Spec, frame, parse_spec
 from asg_core.method.records import Candidate, GenerationItem, SpecQuestion
-from asg_core.method.rewards import contradiction, fidelity, generation_reward, reference_label, spec_quality
-from asg_core.method.similarity import cycle_score, diversity
+from asg_core.method.rewards import (
+    contradiction,
+    cycle_score,
+    diversity,
+    fidelity,
+    generation_reward,
+    reference_label,
+    spec_quality,
+)
 
 MAX_TRIES = 3
 """Spec attempts before an image is skipped and counted (METHOD, generation step 1)."""
@@ -219,9 +226,8 @@ def compare(model: Backbone, items: Sequence[GenerationItem]) -> None:
 def reward_generator(model: Backbone, items: Sequence[GenerationItem], ctx: StepContext) -> None:
     """Set R_g of every candidate of all processes, and its regression weight or advantage in its group."""
     drawn = [item for item in items if item.spec is not None]
-    groups = [
-        [generation_reward(item.quality, c, ctx.variant.without_score) for c in item.candidates] for item in drawn
-    ]
+    without = ctx.variant.without_score
+    groups = [[generation_reward(item.quality, c, without) for c in item.candidates] for item in drawn]
     groups = ctx.variant.rewards(groups, ctx.seed("control", "generator"))
     signals_of: Callable[[Sequence[float]], list[float]] = leave_one_out
     if uses_regression(model, ctx.config):

@@ -2,8 +2,6 @@
 
 flow    L = sum_l w_l loss_l + beta_g mean penalty,   w = softmax(R / tau)
 tokens  the clipped loss of the text roles (``updates``) on the stored image tokens, plus beta_g penalty
-
-Prompts without signal (all rewards equal) are left out altogether, so that they change nothing, exactly.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Backbone, ImageSample
 from asg_core.method.context import StepContext
 from asg_core.method.generation import uses_regression
-from asg_core.method.learner import Learner, StepResult, UpdateReport
 from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
-from asg_core.method.updates import Lesson, Update, joined
+from asg_core.method.updates import Learner, Lesson, StepResult, Update, UpdateReport, joined
 
 
 @dataclass(eq=False)

@@ -118,20 +118,18 @@ _SPEC_PAIR = re.compile(
 )
 
 
-def parse_spec(
-    completion: str, *, max_questions: int = MAX_SPEC_QUESTIONS, max_prompt_words: int = MAX_PROMPT_WORDS
-) -> Spec | GateFailure:
+def parse_spec(completion: str) -> Spec | GateFailure:
     """The drawing task in a Proposer completion, or why there is none (METHOD, generation step 1).
 
-    Needs "Prompt: ..." with 1 to ``max_prompt_words`` words and at least one "Q: ...? A: ..." pair; each question must
+    Needs "Prompt: ..." with 1 to ``MAX_PROMPT_WORDS`` words and at least one "Q: ...? A: ..." pair; each question must
     pass :func:`parse_question`. Unanswered, malformed and repeated questions are dropped but counted in ``raw_count``.
     """
     found = _SPEC_PROMPT.search(completion)
     if found is None:
         return GateFailure("no prompt")
     prompt = re.sub(r"\s+", " ", found["prompt"]).strip().strip("\"'“”").rstrip(".").strip()
-    if not 1 <= len(prompt.split()) <= max_prompt_words or _MARKUP.search(prompt):
-        return GateFailure(f"prompt not 1 to {max_prompt_words} plain words")
+    if not 1 <= len(prompt.split()) <= MAX_PROMPT_WORDS or _MARKUP.search(prompt):
+        return GateFailure(f"prompt not 1 to {MAX_PROMPT_WORDS} plain words")
     written = _SPEC_QUESTION.split(completion[found.end() :])[1:]
     pairs: dict[str, tuple[str, str]] = {}
     for match in filter(None, map(_SPEC_PAIR.match, written)):
@@ -141,4 +139,4 @@ def parse_spec(
             pairs.setdefault(question.casefold(), (question, answer))
     if not pairs:
         return GateFailure("no question with an answer")
-    return Spec(prompt, tuple(pairs.values())[:max_questions], len(written))
+    return Spec(prompt, tuple(pairs.values())[:MAX_SPEC_QUESTIONS], len(written))

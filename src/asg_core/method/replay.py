@@ -9,7 +9,7 @@ one policy to the other, to which rounding adds half its variance: 0.0035 nats i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +28,37 @@ MOST_NOISE = 0.012
 logit of 28, two batches of scores differ by 0.006, samples and scores by up to 0.012 (benchmarks/RESULTS.md)."""
 
 
+@dataclass(frozen=True)
+class Drift:
+    """Replayed log-probs against stored ones, over the tokens of an update, of all processes: mean k3 in nats, which is
+    judged; mean absolute log ratio in nats; share of tokens whose ratio lies outside of the clip."""
+
+    kl: float
+    log_ratio: float
+    beyond_clip: float
+
+
+@torch.no_grad()
+def drift_sums(scored: Tensor, stored: Tensor, again: tuple[Tensor, Tensor], clip: float) -> tuple[float, ...]:
+    """Return the sums over the tokens of this process that a :class:`NoiseFloor` judges.
+
+    Args:
+        scored: (T,) nats, T >= 1, under the weights that sampled.
+        stored: (T,) nats, as sampled.
+        again: log-probs of a few tokens as scored, and as scored in another batch; of none if the floor is known.
+        clip: half width of the trust region.
+    """
+    log_ratio = scored - stored
+    beyond_clip = torch.expm1(log_ratio).abs() > clip
+    found = k3(stored, scored).sum(), log_ratio.abs().sum(), beyond_clip.sum(), k3(*again).sum()
+    kl, distance, beyond, noise = torch.stack(found).tolist()
+    return len(scored), kl, distance, beyond, len(again[0]), noise
+
+
 @dataclass
 class NoiseFloor:
-    """What rounding alone does to the log-probs of one role. Measured once in a run and part of its state.
-
-    Attributes:
-        nats: mean k3 per token between two scorings in different batches; None until measured.
-    """
+    """What rounding alone does to the log-probs of one role: the mean k3 per token, nats, between two scorings in
+    different batches. Measured once in a run and part of its state; None until measured."""
 
     nats: float | None = None
 
@@ -46,68 +70,13 @@ class NoiseFloor:
         noise = min(max(self.nats or 0.0, LEAST_NOISE[dtype]), MOST_NOISE)
         return noise * (2 + 16 / math.sqrt(tokens))
 
-
-@dataclass(frozen=True)
-class Drift:
-    """Replayed log-probs against stored ones, means over the tokens of an update, of all processes.
-
-    Attributes:
-        kl: k3 in nats, what is judged.
-        log_ratio: absolute log ratio in nats.
-        beyond_clip: share of tokens whose ratio lies outside of the clip.
-    """
-
-    kl: float
-    log_ratio: float
-    beyond_clip: float
-
-
-class Replay:
-    """The comparison of one update.
-
-    Args:
-        floor: of the role; measured now if it is not yet known. None: taken for the least there is.
-        clip: half width of the trust region.
-
-    Attributes:
-        sums: what this process adds to those that :meth:`settle` takes.
-    """
-
-    def __init__(self, floor: NoiseFloor | None, clip: float) -> None:
-        self._floor = floor or NoiseFloor(0.0)
-        self._clip = clip
-        self.sums: tuple[float, ...] = (0.0,) * 6
-
-    @torch.no_grad()
-    def check(
-        self,
-        scored: Tensor,
-        stored: Tensor,
-        again: Callable[[], tuple[Tensor, Tensor]],
-        role: Role,
-        dtype: torch.dtype,
-    ) -> None:
-        """Compare the tokens of this process.
-
-        Args:
-            scored: (T,) nats, T >= 1, under the weights of ``role`` that sampled, over a base of ``dtype``.
-            stored: (T,) nats, as sampled.
-            again: log-probs of a few tokens as scored, and as scored in another batch; called to measure the floor.
-
-        Raises:
-            TrainingStopped: they differ by more than rounding.
-        """
-        log_ratio = scored - stored
-        beyond_clip = torch.expm1(log_ratio).abs() > self._clip
-        first, second = again() if self._floor.nats is None else (scored[:0], scored[:0])
-        found = k3(stored, scored).sum(), log_ratio.abs().sum(), beyond_clip.sum(), k3(first, second).sum()
-        kl, distance, beyond, noise = torch.stack(found).tolist()
-        self.sums = len(scored), kl, distance, beyond, len(first), noise
-        floor = NoiseFloor(noise / len(first)) if len(first) else self._floor
-        limit = floor.limit(dtype, len(scored))
-        if kl / len(scored) > limit:
+    def judge(self, sums: Sequence[float], role: Role, dtype: torch.dtype) -> None:
+        """Raise TrainingStopped if the log-probs of ``role`` over a base of ``dtype`` differ by more than rounding."""
+        tokens, kl, _, _, measured, noise = sums
+        limit = (NoiseFloor(noise / measured) if measured else self).limit(dtype, int(tokens))
+        if kl / tokens > limit:
             raise TrainingStopped(
-                f"replayed log-probs differ from the sampled ones: KL {kl / len(scored):.3g} nats per token "
+                f"replayed log-probs differ from the sampled ones: KL {kl / tokens:.3g} nats per token "
                 f"({role.value}), where rounding gives less than {limit:.3g}",
                 "samples are scored under another prompt, image, position or adapter than they were sampled from",
                 "run the backbone's conformance checks; if they pass, its logits are too large for the dtype: use "
@@ -118,5 +87,5 @@ class Replay:
         """Keep the floor if it was measured; the drift, or None if nothing was compared. ``sums``: of all processes."""
         tokens, kl, distance, beyond, measured, noise = sums
         if measured and math.isfinite(noise):
-            self._floor.nats = noise / measured
+            self.nats = noise / measured
         return Drift(kl / tokens, distance / tokens, beyond / tokens) if tokens else None

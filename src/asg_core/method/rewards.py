@@ -1,7 +1,9 @@
 """The rewards of the three roles: pure functions of votes, token entropies and scores (METHOD).
 
 Proposer and Solver: one vote and one token entropy (understanding steps 5 and 6). Generator: does the Solver read off a
-candidate what it read off the source (generation steps 1 and 3).
+candidate what it read off the source, does a drawing lead back to its prompt, do candidates differ (generation steps 1
+and 3). Distances of embeddings are |u - v|^2 / 4 of unit vectors, which is (1 - cos) / 2 but exactly 0 for equal
+vectors; NaN or zero vectors give NaN, which the caller drops.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from asg_core.method.answers import NON_ANSWERS, Vote, answer_kind, normalise, opposite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GATE_PENALTY = -0.2
 """Reward of a Proposer completion that is not a question."""
@@ -162,3 +167,40 @@ def generation_reward(quality: float, scores: CandidateScores, without: str | No
     gain: float = sum(weight * getattr(scores, name) for name, weight in weights.items()) / whole
     loss = 0.0 if without == "contradiction" else 0.20 * scores.contradiction
     return quality * min(max(gain - loss, 0.0), 1.0)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """(..., d) float64 with unit length along the last axis, so that float32 rounding does not leave [0, 1]."""
+    vectors = vectors.double()
+    unit: Tensor = vectors / vectors.norm(dim=-1, keepdim=True)
+    return unit
+
+
+def unit_similarity(a: Tensor, b: Tensor) -> float:
+    """Cosine of two (d,) vectors mapped to [0, 1]: exactly 1 for equal ones, .5 for orthogonal, 0 for opposite."""
+    return float(1.0 - ((_unit(a) - _unit(b)).square().sum() / 4.0).clamp(0.0, 1.0))
+
+
+def cycle_score(prompt: Tensor, caption: Tensor, image: Tensor) -> float:
+    """S_cyc = .5 sim(prompt, caption of the image) + .5 sim(image, prompt), in [0, 1].
+
+    Args:
+        prompt: (d,) embedding of the drawing prompt.
+        caption: (d,) embedding of the Solver's caption of the candidate.
+        image: (d,) embedding of the candidate itself, in the same space; half of the score depends on it.
+    """
+    return 0.5 * unit_similarity(prompt, caption) + 0.5 * unit_similarity(image, prompt)
+
+
+def diversity(embeddings: Tensor) -> list[float]:
+    """S_div of each of n candidates: mean of (1 - cos) / 2 over the others, on this absolute scale, in [0, 1].
+
+    Args:
+        embeddings: (n, d) image embeddings. Identical ones are exactly 0 apart; a single candidate has diversity 0.
+    """
+    n = embeddings.shape[0]
+    if n < 2:
+        return [0.0] * n
+    unit = _unit(embeddings)
+    distance = (unit[:, None] - unit[None]).square().sum(dim=-1) / 4.0  # (n, n)
+    return [float(row) for row in distance.sum(dim=1).clamp(0.0, n - 1.0) / (n - 1)]

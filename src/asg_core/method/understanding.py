@@ -20,9 +20,9 @@ from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampli
 from asg_core.config.schema import Ask, RunConfig
 from asg_core.config.seeding import Seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.method.answers import canonical_label, vote
 from asg_core.method.context import StepContext
+from asg_core.method.losses import EmaBaseline, leave_one_out, over_finite, z_score
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, QUESTION_PROMPT, GateFailure, frame, parse_question
 from asg_core.method.records import Answer, Question, Solution, UnderstandingItem
 from asg_core.method.rewards import GATED, proposer_reward, solver_learns, solver_rewards

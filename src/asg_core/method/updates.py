@@ -11,22 +11,92 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from asg_core.backbones.devices import moved_to
-from asg_core.backbones.interface import Backbone, TextSample
+from asg_core.backbones.interface import Backbone, Role, TextSample
 from asg_core.method.context import StepContext
-from asg_core.method.learner import Learner, StepResult, UpdateReport
-from asg_core.method.losses import clipped_policy_terms, k3
+from asg_core.method.losses import AdaptiveKl, clipped_policy_terms, k3
 from asg_core.method.records import UnderstandingItem
-from asg_core.method.replay import Replay
+from asg_core.method.replay import Drift, NoiseFloor, drift_sums
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: sum of the backward-passed losses, over all processes; None when nothing was to be done.
+        grad_norm: gradient norm before clipping, None when no step was taken.
+        applied: whether the weights moved.
+        nonfinite: whether the step was dropped because a loss, a gradient or a moment was not finite.
+        sums: what ``statistics`` returned, summed over all processes.
+    """
+
+    loss: float | None = None
+    grad_norm: float | None = None
+    applied: bool = False
+    nonfinite: bool = False
+    sums: tuple[float, ...] = ()
+
+
+class Optimizer(Protocol):
+    """Takes guarded steps on the adapter of one role (``training.optimizer``)."""
+
+    lr: float
+
+    def step(
+        self, losses: Iterable[Callable[[], Tensor]], statistics: Callable[[], Sequence[float]] = tuple
+    ) -> StepResult:
+        """Minimise the sum of several losses, each built when its turn comes, by one step.
+
+        Then call ``statistics``, whose numbers are summed over all processes.
+        """
+        ...
+
+
+@dataclass(eq=False)
+class Learner:
+    """One role in training.
+
+    Attributes:
+        role: whose adapter learns.
+        optimizer: moves it.
+        kl: weight of the KL term, steered after every update; None for the Generator, whose penalty has a fixed weight.
+        floor: what rounding does to the role's log-probs; by default the least there is.
+    """
+
+    role: Role
+    optimizer: Optimizer
+    kl: AdaptiveKl | None = None
+    floor: NoiseFloor = field(default_factory=partial(NoiseFloor, 0.0))
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one role's update did.
+
+    Attributes:
+        step: the last optimizer step.
+        kl: mean KL per token in nats; of the Generator, the mean penalty. None if nothing was learned.
+        dropped: samples left out because a number of theirs was not finite.
+        zero_variance_share: share of groups without signal; None if there was no group.
+        drift: how far replayed log-probs were from the sampled ones; None if nothing was sampled token by token.
+    """
+
+    step: StepResult
+    kl: float | None
+    dropped: int
+    zero_variance_share: float | None
+    drift: Drift | None = None
+
 
 Sample = TypeVar("Sample")
 
@@ -89,12 +159,13 @@ class Update(ABC, Generic[AnyLesson]):
     Attributes:
         count: of what the loss is a mean over, in all processes: tokens, or prompts.
         divergences: from the base, of the lessons scored so far in this inner step.
+        replayed: sums that compare the first inner step with what was sampled.
     """
 
     def __init__(self, model: Backbone, learner: Learner, ctx: StepContext, count: int) -> None:
         self.model, self.learner, self.ctx, self.count = model, learner, ctx, count
         self.divergences: list[Tensor] = []
-        self._replay = Replay(learner.floor, ctx.config.policy.clip)
+        self.replayed: tuple[float, ...] = (0.0,) * 6
 
     @abstractmethod
     def loss(self, lessons: Sequence[AnyLesson]) -> Tensor:
@@ -118,7 +189,7 @@ class Update(ABC, Generic[AnyLesson]):
         divergence = total / count if count else None
         if self.learner.kl is not None and divergence is not None and not result.nonfinite:
             self.learner.kl.update(divergence)
-        return replace(report, step=result, kl=divergence, drift=self._replay.settle(replayed))
+        return replace(report, step=result, kl=divergence, drift=self.learner.floor.settle(replayed))
 
     def _losses(self, batches: Sequence[Sequence[AnyLesson]], *, check: bool) -> Iterator[Callable[[], Tensor]]:
         for batch in batches:
@@ -127,13 +198,16 @@ class Update(ABC, Generic[AnyLesson]):
         if check and scored:
             old = joined(scored)
             stored = torch.cat([lesson.stored for lesson in scored if lesson.stored is not None])
-            again = partial(self.again, batches[0])
-            self._replay.check(old, moved_to(old.device, stored, old.dtype), again, self.learner.role, self.model.dtype)
+            floor, clip = self.learner.floor, self.ctx.config.policy.clip
+            with torch.no_grad():
+                again = self.again(batches[0]) if floor.nats is None else (old[:0], old[:0])
+            self.replayed = drift_sums(old, moved_to(old.device, stored, old.dtype), again, clip)
+            floor.judge(self.replayed, self.learner.role, self.model.dtype)
 
     def _sums(self) -> tuple[float, ...]:
         count = sum(map(len, self.divergences))
         total = float(torch.cat(self.divergences).mean()) * count if count else 0.0
-        return total, count, *self._replay.sums
+        return total, count, *self.replayed
 
 
 def joined(lessons: Sequence[Lesson[Any]]) -> Tensor:
@@ -175,14 +249,14 @@ def _lessons(group: Group) -> list[Lesson[TextSample]]:
 
 class _TextUpdate(Update[Lesson[TextSample]]):
     def loss(self, lessons: Sequence[Lesson[TextSample]]) -> Tensor:
-        policy, variant = self.ctx.config.policy, self.ctx.variant
+        policy = self.ctx.config.policy
         beta = self.learner.kl.beta if self.learner.kl else 0.0
         scores = self.model.token_logits([lesson.sample for lesson in lessons], self.learner.role, base=True)
         terms, divergences = [], []
         for lesson, score in zip(lessons, scores, strict=True):
             if score.kl is None or score.base_logprobs is None:
                 raise TypeError(f"{type(self.model).__name__}.token_logits(base=True) returned no base scores")
-            old = variant.old_logprobs(lesson.first(score.logprobs), score.base_logprobs)
+            old = self.ctx.variant.old_logprobs(lesson.first(score.logprobs), score.base_logprobs)
             terms.append(clipped_policy_terms(score.logprobs, old, lesson.signal, policy.clip))
             divergences.append(score.kl if policy.kl == "exact" else k3(score.logprobs, score.base_logprobs))
         divergence = torch.cat(divergences)

@@ -19,20 +19,12 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]
-    """PEFT's layer with another ``forward``; injection, names, files and merging are PEFT's.
+    """PEFT's layer with another ``forward``, whose class is set in place; all else is PEFT's.
 
     Where the base computes in 16 bits, each adapter that has run keeps a *shadow* beside its float32 weights: A and
     scaling * B as sums of two 16-bit numbers each. It is written in place, and only after a weight was: programs and
     graphs that read it stay valid. A pass that is traced before any eager pass has none and takes PEFT's way.
     """
-
-    @classmethod
-    def adopt(cls, layer: Linear) -> AdaptedLinear:
-        """Make ``layer`` one of these, in place."""
-        layer.__class__ = cls
-        layer._shadowed = {}
-        adopted: AdaptedLinear = layer
-        return adopted
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out) in the dtype of the base layer's output."""
@@ -64,7 +56,7 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
 
     def refresh(self, name: str) -> None:
         """Bring the shadow of ``name``, if there is one, up to date, which a traced pass does not do itself."""
-        if name in self._shadowed:
+        if name in self.lora_A and hasattr(self.lora_A[name], "shadow"):
             self._has_shadow(name, self.lora_A[name].shadow.dtype)
 
     def _has_shadow(self, name: str, dtype: torch.dtype) -> bool:
@@ -74,14 +66,14 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
             # not a look at what changes with the weights: the pass would be traced again for each change
             return hasattr(down, "shadow") and down.shadow.dtype == dtype
         state = down.weight._version, up.weight._version, down.weight.device, dtype
-        if (found := self._shadowed.get(name)) != state:
+        if (found := getattr(down, "shadowed", None)) != state:
             with torch.inference_mode(False), torch.no_grad():
                 for part, weight in ((down, down.weight), (up, up.weight.t() * self.scaling[name])):
                     if found is None or found[2:] != state[2:]:
                         made = torch.empty(2, *weight.shape, dtype=dtype, device=weight.device)
                         part.register_buffer("shadow", made, persistent=False)
                     _split(weight, part.shadow)
-            self._shadowed[name] = state
+            down.shadowed = state
         return True
 
 

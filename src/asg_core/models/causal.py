@@ -18,8 +18,7 @@ from asg_core.backbones.devices import avoid_cudnn_attention, sum_in_float32
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSamplings, TokenLogits
 from asg_core.backbones.options import BackboneOptions
 from asg_core.models.decoding import CausalModel, CompiledDecode, PromptEmbedding, sample_text, token_logits
-from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import prefill_roots
+from asg_core.models.decoding.prefix_tree import PrefixCache, prefill_roots
 from asg_core.models.lora import RoleAdapters
 
 

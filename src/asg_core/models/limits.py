@@ -11,18 +11,15 @@ FEW_SAMPLES = 4
 VOCABULARY_ROWS = 128
 """Rows of a vocabulary-wide tensor at a time; 128 rows of 150,000 float32 logits are 77 MB."""
 
-SLOT_STEP = 64
-"""Least difference between two lengths of static slots. More rounding is more to attend to in vain, less is more
-compiled programs."""
-
 
 def slots_size(rows: int, length: int) -> tuple[int, int]:
     """Rows and positions of the static slots for so many rows of so many positions each.
 
-    Rows are a power of two. Between a power of two and the next there are four lengths, none nearer than 64 to another.
+    Rows are a power of two. Between a power of two and the next there are four lengths, none nearer than 64 to another:
+    more rounding is more to attend to in vain, less is more compiled programs.
 
     >>> [slots_size(n, n) for n in (1, 64, 65, 500, 1025)]
     [(1, 64), (64, 64), (128, 128), (512, 512), (2048, 1280)]
     """
-    step = max(SLOT_STEP, (1 << length.bit_length()) >> 3)
+    step = max(64, (1 << length.bit_length()) >> 3)
     return 1 << (rows - 1).bit_length(), -(-length // step) * step

@@ -65,7 +65,13 @@ class RoleAdapters:
         settings: LoraSettings,
         seed: int = 0,
     ) -> None:
-        _check_modules(modules)
+        parts = [part for module in modules.values() for part in module.modules()]
+        if len({id(part) for part in parts}) < len(parts) or any(isinstance(part, LoraLayer) for part in parts):
+            raise PluginError(
+                f"modules {', '.join(modules)} overlap or already carry adapters",
+                "a layer that is reachable twice would get its adapters twice",
+                "pass the outer module alone and tell layers apart by targets; load the model again for new adapters",
+            )
         self._configs = {
             role: {name: _inject(modules[name], role, patterns, settings) for name, patterns in on.items()}
             for role, on in targets.items()
@@ -88,7 +94,8 @@ class RoleAdapters:
                 "role adapters exist for linear layers only",
                 "narrow the targets",
             )
-        self._layers.append(AdaptedLinear.adopt(layer))
+        layer.__class__ = AdaptedLinear
+        self._layers.append(layer)
         for role in map(Role, layer.lora_A):
             stream = torch.Generator().manual_seed(derive_seed(seed, "lora", role.value, name, path))
             bound = 1 / math.sqrt(layer.in_features)
@@ -104,10 +111,8 @@ class RoleAdapters:
     def use(self, role: Role | None) -> Iterator[None]:
         """Make ``role`` the active adapter inside the block, None for the base policy; then restore what was active.
 
-        Re-entrant, cheap, and blind to ``requires_grad``. Layers that lack the role run as the base.
-
-        Raises:
-            PluginError: if there is no such adapter.
+        Re-entrant, cheap, and blind to ``requires_grad``. Layers that lack the role run as the base. Raises
+        PluginError if there is no such adapter.
         """
         self._check(role)
         before = self.active
@@ -199,11 +204,8 @@ class RoleAdapters:
             self._configs[role][name].save_pretrained(folder)
 
     def load(self, role: Role, directory: Path) -> None:
-        """Read what :meth:`save` wrote, exactly. Nothing is changed unless everything fits.
-
-        Raises:
-            WeightsError: if a file is missing or damaged, or a tensor, the rank or alpha does not fit.
-        """
+        """Read what :meth:`save` wrote, exactly. Nothing is changed unless everything fits. Raises WeightsError if a
+        file is missing or damaged, or a tensor, the rank or alpha does not fit."""
         found = {
             name: _read(folder, self._configs[role][name], self._weights[role][name])
             for name, folder in self._folders(role, directory).items()
@@ -216,24 +218,6 @@ class RoleAdapters:
     def _folders(self, role: Role, directory: Path) -> dict[str, Path]:
         names = list(self._weights[role])
         return {name: directory / name if len(names) > 1 else directory for name in names}
-
-
-def _check_modules(modules: Mapping[str, nn.Module]) -> None:
-    seen: dict[int, str] = {}
-    for name, module in modules.items():
-        for part in module.modules():
-            if (owner := seen.setdefault(id(part), name)) != name:
-                raise PluginError(
-                    f"modules {owner!r} and {name!r} overlap",
-                    "a layer that is reachable twice would get its adapters twice",
-                    "pass the outer module alone and tell its layers apart by targets",
-                )
-            if isinstance(part, LoraLayer):
-                raise PluginError(
-                    f"module {name!r} already carries adapters",
-                    "role adapters are injected once per loaded model",
-                    "load the model again, or keep the RoleAdapters that exists",
-                )
 
 
 def _inject(module: nn.Module, role: Role, targets: Targets, settings: LoraSettings) -> LoraConfig:

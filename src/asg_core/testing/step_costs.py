@@ -23,16 +23,14 @@ from PIL.Image import Image
 from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner, UpdateReport
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.records import GenerationItem, UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Learner, UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.models.causal import CausalBackbone
 from asg_core.models.lora import RoleAdapters
 from asg_core.testing.operations import Operations, watched

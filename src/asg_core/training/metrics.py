@@ -8,8 +8,8 @@ from typing import Any
 
 from asg_core.backbones.interface import Role
 from asg_core.method.answers import NON_ANSWERS, normalise
-from asg_core.method.learner import Learner, UpdateReport
 from asg_core.method.records import GenerationItem, UnderstandingItem, mean
+from asg_core.method.updates import Learner, UpdateReport
 
 
 def understanding_metrics(items: Sequence[UnderstandingItem]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asg_core.backbones.devices import moved_to
 from asg_core.errors import TrainingStopped
-from asg_core.method.learner import StepResult
+from asg_core.method.updates import StepResult
 from asg_core.training.distributed import base_is_sharded, peers
 
 

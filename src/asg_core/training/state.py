@@ -23,12 +23,11 @@ from asg_core.backbones.interface import Backbone, Role
 from asg_core.config.schema import RunConfig
 from asg_core.data.image_pool import ImagePool
 from asg_core.errors import ProcessError
-from asg_core.method.advantages import EmaBaseline
-from asg_core.method.learner import Learner
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.records import Kind
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
+from asg_core.method.updates import Learner
 from asg_core.training.alarms import CollapseMonitor
 from asg_core.training.distributed import Processes
 from asg_core.training.optimizer import RoleOptimizer

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from asg_core.models.decoding.token_text import token_pieces
+from asg_core.models.decoding.sampling import token_pieces
 
 
 def by_bytes(ids):

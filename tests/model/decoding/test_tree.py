@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from asg_core.backbones.interface import Role, TextRequest, TextSampling
 from asg_core.errors import PluginError
-from asg_core.models.decoding import Segment, join_segments, prefix_tree, request_tree, sample_text, token_logits
+from asg_core.models.decoding import Segment, join_segments, prefix_tree, sample_text, token_logits
 
 
 def test_what_padding_holds_is_invisible(rig, requests_of, monkeypatch):
@@ -75,7 +75,7 @@ def test_segments_attend_and_advance_as_they_say(rig_llama, make_picture, causal
     text = rig.model.text_segment("<user>Hello you", special=True)
     requests = [TextRequest(p, i, 0) for p in ("Why?", "Wherever") for i in (None, make_picture(1))]
     with torch.no_grad():
-        rows, node_of = request_tree.prefill(Planted(rig, [text, block]), requests)
+        rows, node_of = prefix_tree.prefill(Planted(rig, [text, block]), requests)
         for row, request in zip(node_of, requests, strict=True):
             segments = [block if request.image else text, rig.model.prompt(request.prompt)]
             torch.testing.assert_close(rows.last[row], expected_hidden(rig, segments), rtol=0, atol=1e-5)

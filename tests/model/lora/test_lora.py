@@ -136,7 +136,7 @@ def test_initialisation_depends_on_seed_role_and_layer_alone():
 def test_what_cannot_be_injected_is_refused(duo):
     text = duo[0]
     settings = LoraSettings(rank=2)
-    with pytest.raises(PluginError, match="already carries adapters"):
+    with pytest.raises(PluginError, match="already carry adapters"):
         RoleAdapters({"text": text}, {Role.SOLVER: {"text": TEXT}}, settings)
     fresh = text_model()
     with pytest.raises(PluginError, match="overlap"):

@@ -18,17 +18,15 @@ from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import CapabilityError
 from asg_core.method.ablations import Variant
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner
-from asg_core.method.losses import AdaptiveKl, clipped_policy_terms
+from asg_core.method.losses import AdaptiveKl, EmaBaseline, clipped_policy_terms
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
 from asg_core.method.rewards import generation_reward
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Group, solver_groups, update_text_role
+from asg_core.method.updates import Group, Learner, solver_groups, update_text_role
 from asg_core.tiny.world import codes_scene, photograph, render, sample_scene, scene_codes
 from asg_core.training.optimizer import RoleOptimizer
 

@@ -12,13 +12,12 @@ from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, Role, TextSample
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import leave_one_out, regression_weights
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
+from asg_core.method.losses import leave_one_out, regression_weights
 from asg_core.method.prompts import SCORING_FRAMINGS
 from asg_core.method.records import GenerationItem
-from asg_core.method.rewards import generation_reward
-from asg_core.method.similarity import cycle_score, diversity
+from asg_core.method.rewards import cycle_score, diversity, generation_reward
 
 
 def test_references_are_what_two_thirds_of_the_solver_answers_on_the_source_say(items: list[GenerationItem]) -> None:

@@ -19,10 +19,10 @@ from asg_core.errors import TrainingStopped
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner
 from asg_core.method.losses import clipped_policy_terms
 from asg_core.method.records import GenerationItem
 from asg_core.method.replay import NoiseFloor
+from asg_core.method.updates import Learner
 from asg_core.training.optimizer import RoleOptimizer
 
 from .conftest import Drawn
@@ -51,7 +51,7 @@ def optimizer(backbone: Backbone, lr: float = 1e-3) -> RoleOptimizer:
 
 
 def learner(backbone: Backbone, lr: float = 1e-3, floor: NoiseFloor | None = None) -> Learner:
-    return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor)
+    return Learner(Role.GENERATOR, optimizer(backbone, lr), floor=floor or NoiseFloor(0.0))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_flow"])

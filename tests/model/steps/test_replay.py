@@ -18,10 +18,9 @@ from asg_core.backbones.proxy import BackboneProxy
 from asg_core.config.schema import RunConfig
 from asg_core.errors import TrainingStopped
 from asg_core.method.context import StepContext
-from asg_core.method.learner import Learner, UpdateReport
 from asg_core.method.losses import AdaptiveKl
 from asg_core.method.replay import MOST_NOISE, NoiseFloor
-from asg_core.method.updates import Group, update_text_role
+from asg_core.method.updates import Group, Learner, UpdateReport, update_text_role
 from asg_core.testing.qwen import QwenBackbone, random_qwen
 from asg_core.training.optimizer import RoleOptimizer
 from devkit.sizes import at_full_size

@@ -13,9 +13,9 @@ from asg_core import RunConfig
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSample, TextSampling, TextSamplings
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline, leave_one_out, z_score
 from asg_core.method.answers import canonical_label, vote
 from asg_core.method.context import StepContext
+from asg_core.method.losses import EmaBaseline, leave_one_out, z_score
 from asg_core.method.prompts import CANONICAL_FRAMING, FRAMINGS, frame
 from asg_core.method.records import Question, UnderstandingItem
 from asg_core.method.rewards import GATE_PENALTY, solver_rewards

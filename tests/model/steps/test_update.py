@@ -15,15 +15,13 @@ from asg_core.backbones.interface import Backbone, Role, TextSample, TokenLogits
 from asg_core.backbones.proxy import BackboneProxy
 from asg_core.data.image_pool import PoolImage
 from asg_core.errors import TrainingStopped
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
-from asg_core.method.learner import Learner, UpdateReport
-from asg_core.method.losses import AdaptiveKl, clipped_policy_terms
+from asg_core.method.losses import AdaptiveKl, EmaBaseline, clipped_policy_terms
 from asg_core.method.prompts import CANONICAL_FRAMING, frame
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import Group, proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Group, Learner, UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
 
 Lists = list[list[tuple[TextSample, float]]]
@@ -51,7 +49,7 @@ def update(
     floor: NoiseFloor | None = None,
 ) -> UpdateReport:
     optimizer = RoleOptimizer(backbone.trainable(role), lr, 0.01, 1.0, Accelerator(cpu=True))
-    learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor)
+    learner = Learner(role, optimizer, beta or AdaptiveKl(0.01), floor or NoiseFloor(0.0))
     return update_text_role(backbone, [Group(group) for group in groups], learner, StepContext(config, 1))
 
 

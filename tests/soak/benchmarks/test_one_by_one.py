@@ -11,16 +11,14 @@ from accelerate import Accelerator
 from asg_core import RunConfig, load_backbone
 from asg_core.backbones.interface import Backbone, Role, TextRequest, TextSampling
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
 from asg_core.method.generator_updates import update_generator
-from asg_core.method.learner import Learner, UpdateReport
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.records import GenerationItem, UnderstandingItem
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
-from asg_core.method.updates import proposer_groups, solver_groups, update_text_role
+from asg_core.method.updates import Learner, UpdateReport, proposer_groups, solver_groups, update_text_role
 from asg_core.training.optimizer import RoleOptimizer
 from gpu_models import pictures
 from one_by_one import OneByOne, separate

@@ -33,7 +33,7 @@ sys.modules.update(dict.fromkeys(["asg_bagel", "asg_blip3o", "asg_vargpt", "asg_
 
 @pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = [entry for entry in plugins._entries() if plugins._package(entry)[0] == plugins.OWN_DISTRIBUTION]
+    own = [entry for entry in plugins._entries() if entry.dist and entry.dist.name == plugins.OWN_DISTRIBUTION]
     monkeypatch.setattr(plugins, "_entries", lambda: own)
     monkeypatch.delenv("ASG_DISABLE_PLUGINS", raising=False)
 

@@ -12,9 +12,9 @@ import pytest
 from asg_core import RunConfig, load_backbone
 from asg_core.config.seeding import derive_seed
 from asg_core.data.image_pool import PoolImage
-from asg_core.method.advantages import EmaBaseline
 from asg_core.method.context import StepContext
 from asg_core.method.generation import generation_step
+from asg_core.method.losses import EmaBaseline
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.method.understanding import understanding_step
 from asg_core.training.distributed import Processes, ProcessGather

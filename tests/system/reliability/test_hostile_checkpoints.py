@@ -18,8 +18,7 @@ from asg_core.backbones.interface import Role
 from asg_core.config.schema import Alarms
 from asg_core.data.image_pool import ImagePool
 from asg_core.errors import CheckpointError
-from asg_core.method.advantages import EmaBaseline
-from asg_core.method.losses import AdaptiveKl
+from asg_core.method.losses import AdaptiveKl, EmaBaseline
 from asg_core.method.replay import NoiseFloor
 from asg_core.method.token_entropy import RollingPercentile
 from asg_core.training import checkpoint, checkpoint_files

@@ -107,7 +107,7 @@ def test_a_lab_that_cannot_be_used_is_named_with_its_reason_and_hurts_no_verb(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    own = [entry for entry in registry._entries() if registry._package(entry)[0] == registry.OWN_DISTRIBUTION]
+    own = [entry for entry in registry._entries() if entry.dist and entry.dist.name == registry.OWN_DISTRIBUTION]
     install("sick_lab", LAB.replace("REASON", "raise RuntimeError('no luck')"), entry="lab")
     sick = [entry for entry in registry._entries() if entry.value == "sick_lab"]
     monkeypatch.setattr(registry, "_entries", lambda: own + sick)

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asg_core.method.answers import answer_kind, answer_span, canonical_label, normalise, opposite, same_answer
-from asg_core.method.numerals import number_words_to_digits
+from asg_core.method.answers import (
+    answer_kind,
+    answer_span,
+    canonical_label,
+    normalise,
+    number_words_to_digits,
+    opposite,
+    same_answer,
+)
 from devkit.sizes import fuzz
 
 YES_NO = "Is there a dog?"

@@ -9,8 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asg_core.method.advantages import EmaBaseline, leave_one_out, regression_weights, z_score
-from asg_core.method.losses import AdaptiveKl, clipped_policy_terms, k3
+from asg_core.method.losses import (
+    AdaptiveKl,
+    EmaBaseline,
+    clipped_policy_terms,
+    k3,
+    leave_one_out,
+    regression_weights,
+    z_score,
+)
 from devkit.sizes import fuzz
 
 REWARDS = st.lists(st.floats(-1, 1), min_size=2, max_size=9)

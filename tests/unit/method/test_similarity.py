@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asg_core.method.similarity import cycle_score, diversity, unit_similarity
+from asg_core.method.rewards import cycle_score, diversity, unit_similarity
 
 E1, E2, E3 = torch.eye(3)
 

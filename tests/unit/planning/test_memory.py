@@ -113,8 +113,8 @@ def test_cache_bytes_are_those_of_a_run(
 def test_understanding_cache_covers_a_whole_step(
     shape: ModelShape, loaded: Backbone, config: RunConfig, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asg_core.method.advantages import EmaBaseline
     from asg_core.method.context import StepContext
+    from asg_core.method.losses import EmaBaseline
     from asg_core.method.token_entropy import RollingPercentile
     from asg_core.method.understanding import understanding_step
 

@@ -42,7 +42,6 @@ class BranchLayer(DynamicLayer):  # type: ignore[misc]
         self.past = past
         if past is not None:
             self.keys, self.values = past
-            self.dtype, self.device = self.keys.dtype, self.keys.device
             self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,6 @@ class BranchLayer(DynamicLayer):  # type: ignore[misc]
             values = torch.cat([self.past[1], values], dim=-2)
         if not _again.get():
             self.keys, self.values = keys, values
-            self.dtype, self.device = keys.dtype, keys.device
             self.is_initialized = True
         return keys, values
 
@@ -72,7 +70,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.length = keys.shape[-2]
         self._reserve(keys, values)
-        self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
     def _reserve(self, keys: Tensor, values: Tensor) -> None:
@@ -98,12 +95,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def root(cache: Cache) -> Cache:
-    """Make an empty cache of a model the root of a tree.
-
-    Raises:
-        PluginError: if the cache is not empty or has other than plain dynamic layers (sliding windows, static buffers,
-            recurrent states): their contents cannot be branched by row and masked by position.
-    """
+    """Make an empty cache of a model the root of a tree. Raises PluginError if it is not empty or has other than plain
+    dynamic layers: sliding windows, static buffers, recurrent states cannot be branched by row, masked by position."""
     kinds = {type(layer) for layer in cache.layers}
     if cache.layer_class_to_replicate is not None:
         kinds.add(cache.layer_class_to_replicate)

@@ -53,15 +53,11 @@ def _query_heads_packed() -> Iterator[None]:
     if known is None or not hasattr(sdpa_attention, "pack_gqa"):
         yield
         return
-    sdpa_attention.is_torchdynamo_compiling = _not_traced
+    sdpa_attention.is_torchdynamo_compiling = lambda: False
     try:
         yield
     finally:
         sdpa_attention.is_torchdynamo_compiling = known
-
-
-def _not_traced() -> bool:
-    return False
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]
@@ -76,7 +72,6 @@ class SlotLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, keys: Tensor, values: Tensor, cursor: Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.cursor = keys, values, cursor
-        self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
@@ -138,11 +133,8 @@ class StaticSlots:
         self.last = rows.last.index_select(0, parents)
 
     def append_token(self, ids: Tensor) -> None:
-        """Append one token ``ids[i]``, (rows seated,) long, to each row.
-
-        Raises:
-            ConfigError: torch.compile cannot compile the pass here.
-        """
+        """Append one token ``ids[i]``, (rows seated,) long, to each row. Raises ConfigError where torch.compile
+        cannot compile the pass."""
         from torch._dynamo import config
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 

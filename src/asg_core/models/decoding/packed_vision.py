@@ -28,13 +28,8 @@ _ATTENTION = "asg_flash_packed"
 
 @dataclass(frozen=True, eq=False)
 class _Scattered:
-    """Pictures in a row that is laid out by window.
-
-    Attributes:
-        bounds: (pictures + 1,) on the CPU, as the tower gives them to blocks that attend over whole pictures.
-        order: (n,) long on the device, the places of the row picture after picture.
-        back: (n,) long on the device, its inverse.
-    """
+    """Pictures in a row laid out by window: (pictures + 1,) bounds on the CPU, as the tower gives them to blocks that
+    attend over whole pictures; (n,) places of the row picture after picture, on the device, and their inverse."""
 
     bounds: Tensor
     order: Tensor
@@ -55,15 +50,9 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Full attention within each of the spans that follow one another in a row, a batch for each run of equal lengths.
 
-    transformers gives more to all attentions than is used here.
-
-    Args:
-        query: (1, H, n, d), as ``key`` and ``value``.
-        cu_seq_lens_q: (spans + 1,) where they start and end, on the CPU.
-        scattered: pictures that are no spans of this row; they are gathered first.
-
-    Returns:
-        (1, n, H, d), and None for the weights.
+    (1, H, n, d) states and the (spans + 1,) bounds of the spans, on the CPU -> (1, n, H, d), and None for the weights.
+    ``scattered`` pictures are no spans of this row; they are gathered first. transformers gives more to all attentions
+    than is used here.
     """
     states = [query[0], key[0], value[0]]
     gathered = scattered if scattered is not None and torch.equal(scattered.bounds, cu_seq_lens_q) else None

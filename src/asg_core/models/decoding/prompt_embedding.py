@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import TextRequest
 from asg_core.models.decoding.causal_model import CausalModel
-from asg_core.models.decoding.request_tree import prefill
+from asg_core.models.decoding.prefix_tree import prefill
 from asg_core.models.lora import RoleAdapters
 
 IMAGE_PROMPT = "Summary of the image above in one word:"
@@ -32,10 +32,6 @@ class PromptEmbedding:
     """Embeds with all adapters off; ``embed`` of a backbone without a trained joint space.
 
     How well it ranks depends on the model: measure before you trust it.
-
-    Args:
-        model: the text side.
-        adapters: switched off while embedding.
     """
 
     def __init__(self, model: CausalModel, adapters: RoleAdapters) -> None:

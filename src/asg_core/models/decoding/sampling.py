@@ -1,7 +1,8 @@
 """Sampling over a prefix tree, with log-probs and entropies captured on the way (METHOD, understanding steps 1 to 4).
 
 One host transfer per decoding pass: what was drawn decides who goes on. A sample's randomness is its own: uniforms
-from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution.
+from a generator seeded with the request's seed, turned into tokens by the inverse cumulative distribution. What is as
+wide as the vocabulary has at most 128 rows at a time, in float32.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from itertools import pairwise
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -19,11 +21,7 @@ from asg_core.backbones.devices import moved_to, tensor_on
 from asg_core.backbones.interface import TextRequest, TextSample, TextSampling, TextSamplings, broadcast_sampling
 from asg_core.models.decoding.causal_model import CausalModel
 from asg_core.models.decoding.compiled import CompiledDecode, StaticSlots
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
-from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import append_token
-from asg_core.models.decoding.request_tree import prefill
-from asg_core.models.decoding.token_text import token_pieces
+from asg_core.models.decoding.prefix_tree import PrefixCache, append_token, prefill
 from asg_core.models.limits import VOCABULARY_ROWS
 
 _COMPACT_AT = 0.75
@@ -32,35 +30,32 @@ _COMPACT_AT = 0.75
 
 @dataclass(eq=False)
 class _Completion:
-    """What one request has so far."""
+    """What one request has so far: each token with its log-prob and entropy."""
 
     request: TextRequest
     sampling: TextSampling
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
+    tokens: list[tuple[int, float, float]] = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
 
     def take(self, token: int, logprob: float, entropy: float, stops: Collection[int]) -> None:
         """Append a token, unless the completion has ended; without a log-prob (NaN) it is the last."""
         if not self.ended:
-            self.token_ids.append(token)
-            self.logprobs.append(logprob)
-            self.entropies.append(entropy)
+            self.tokens.append((token, logprob, entropy))
             self.stopped = token in stops
-            full = len(self.token_ids) == self.sampling.max_new_tokens
+            full = len(self.tokens) == self.sampling.max_new_tokens
             self.ended = self.stopped or full or math.isnan(logprob)
 
     def sample(self, decode: Callable[[tuple[int, ...]], str]) -> TextSample:
-        pieces = token_pieces(decode, self.token_ids[: len(self.token_ids) - self.stopped])
+        token_ids, logprobs, entropies = zip(*self.tokens, strict=True)
+        pieces = token_pieces(decode, token_ids[: len(token_ids) - self.stopped])
         return TextSample(
             request=self.request,
             text="".join(pieces),
-            token_ids=tuple(self.token_ids),
+            token_ids=token_ids,
             pieces=(*pieces, "") if self.stopped else pieces,
-            logprobs=tuple(self.logprobs),
-            entropies=tuple(self.entropies),
+            logprobs=logprobs,
+            entropies=entropies,
             finish_reason="stop" if self.stopped else "length",
             temperature=self.sampling.temperature or 1.0,
         )
@@ -98,12 +93,11 @@ def sample_text(
     length = max(one.max_new_tokens for one in each)
     device = nodes.counter.device
     rows = nodes.fork(node_of, growing=True) if compiled is None else compiled.fill(nodes, node_of, length)
-    chooser = _Chooser(model, device)
-    draws = _draws_of(requests, each, length, nodes.last)
+    chooser = _Chooser(model, requests, each, nodes.last)
     completions = [_Completion(*of_request) for of_request in zip(requests, each, strict=True)]
     owners = list(range(len(requests)))
     for step in range(length):
-        chosen = chooser(rows.last, draws, step)
+        chosen = chooser(rows.last, step)
         for owner, token, logprob, entropy in zip(owners, *chosen.tolist(), strict=True):
             completions[owner].take(int(token), logprob, entropy, model.stop_token_ids)
         going = [row for row, owner in enumerate(owners) if not completions[owner].ended]
@@ -117,41 +111,41 @@ def sample_text(
             index = tensor_on(device, going)
             owners = [owners[row] for row in going]
             rows = rows.fork(going, growing=True)
-            draws = _Draws(*(column.index_select(0, index) for column in draws))
+            chooser.keep(index)
             ids = ids.index_select(0, index)
         rows = append_token(model, rows, ids)
     decode = cache(model.decode)
     return [completion.sample(decode) for completion in completions]
 
 
-class _Draws(NamedTuple):
-    """How each row takes its next tokens: (B, 1) temperature of the policy, 1 where greedy; (B,) bool; (B, length)."""
-
-    temperature: Tensor
-    greedy: Tensor
-    uniforms: Tensor
-
-
-def _draws_of(requests: Sequence[TextRequest], each: Sequence[TextSampling], length: int, hidden: Tensor) -> _Draws:
-    """``hidden`` is of the model: its device, and its dtype if wider than float32."""
-    device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
-    temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)
-    greedy = tensor_on(device, [one.temperature == 0 for one in each])
-    return _Draws(temperature[:, None], greedy, uniforms_of([request.seed for request in requests], length, device))
-
-
 class _Chooser:
-    """Draws next tokens, at most 128 rows of logits at a time."""
+    """Draws the next tokens of each row, at most 128 rows of logits at a time.
 
-    def __init__(self, model: CausalModel, device: torch.device) -> None:
+    Args:
+        hidden: (B, D) of the model: its device, and its dtype if wider than float32.
+    """
+
+    def __init__(
+        self, model: CausalModel, requests: Sequence[TextRequest], each: Sequence[TextSampling], hidden: Tensor
+    ) -> None:
         self.model = model
+        device, wide = hidden.device, torch.promote_types(hidden.dtype, torch.float32)
         self.suppressed = tensor_on(device, tuple(model.suppressed_token_ids), torch.long)
         barred = {*model.suppressed_token_ids, *model.stop_token_ids}
         self.placeholder = next(token for token in range(len(barred) + 1) if token not in barred)
+        self.temperature = tensor_on(device, [one.temperature or 1.0 for one in each], wide)[:, None]
+        self.greedy = tensor_on(device, [one.temperature == 0 for one in each])
+        length = max(one.max_new_tokens for one in each)
+        self.uniforms = uniforms_of([request.seed for request in requests], length, device)
 
-    def __call__(self, hidden: Tensor, draws: _Draws, step: int) -> Tensor:
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        columns = self.temperature, self.greedy, self.uniforms
+        self.temperature, self.greedy, self.uniforms = (column.index_select(0, rows) for column in columns)
+
+    def __call__(self, hidden: Tensor, step: int) -> Tensor:
         """(B, D) hidden -> (3, B) ids, exact up to 2**24, log-probs, entropies; NaN where logits are not finite."""
-        columns = hidden, draws.temperature, draws.greedy, draws.uniforms[:, step]
+        columns = hidden, self.temperature, self.greedy, self.uniforms[:, step]
         chunks = zip(*(torch.split(column, VOCABULARY_ROWS) for column in columns), strict=True)
         return torch.cat([self._choose(*chunk) for chunk in chunks], dim=1)
 
@@ -181,3 +175,51 @@ def pick(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = logprobs.exp().to(uniforms.dtype).cumsum(-1)
     ids = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return ids.clamp(max=logprobs.shape[-1] - 1)
+
+
+def token_pieces(decode: Callable[[tuple[int, ...]], str], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token of a completion contributes; the pieces join to ``decode(ids)``.
+
+    Prefixes are decoded as a whole, since a token's text depends on its neighbours. Replacement characters at the end
+    of a prefix stand for characters whose bytes are not complete; a token that completes nothing adds "".
+
+    Args:
+        decode: token ids -> text; best one that remembers, because samples of one prompt begin alike.
+    """
+    if not ids:
+        return ()
+    text = decode(tuple(ids))
+    ends = [0]
+    for count in range(1, len(ids)):
+        prefix = decode(tuple(ids[:count])).rstrip("\ufffd")
+        ends.append(max(ends[-1], len(commonprefix([prefix, text]))))  # noqa: RUF071 -- letters are meant, not folders
+    ends.append(len(text))
+    return tuple(text[start:end] for start, end in pairwise(ends))
+
+
+def raw_logits(model: CausalModel, hidden: Tensor) -> Tensor:
+    """(n, D) -> (n, V) raw logits in float32 (float64 stays, for numerical checks); n <= 128."""
+    logits = model.head(hidden)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def policy_logprobs(logits: Tensor, temperature: Tensor | float, suppressed: Tensor) -> Tensor:
+    """(n, V) raw logits -> (n, V) nats of the sampling policy: suppressed tokens out, softmax(logits / temperature).
+
+    Sampling and scoring both use this function, so that replayed log-probs equal the sampled ones.
+    """
+    return (logits.index_fill(-1, suppressed, -torch.inf) / temperature).log_softmax(-1)
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) over the last axis, in float32 whatever the input.
+
+    Args:
+        logits: (..., V) raw logits at temperature 1, any float dtype.
+
+    Returns:
+        (...) float32 nats in [0, ln V]; NaN where a row holds a non-finite logit.
+    """
+    entropy = torch.special.entr(torch.softmax(logits.float(), dim=-1)).sum(dim=-1)
+    entropy = entropy.clamp(0.0, math.log(logits.shape[-1]))
+    return torch.where(torch.isfinite(logits).all(dim=-1), entropy, torch.nan)

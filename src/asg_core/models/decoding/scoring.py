@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,18 @@ from asg_core.backbones.devices import tensor_on
 from asg_core.backbones.interface import Role, TextSample, TokenLogits
 from asg_core.models.decoding.cache_layers import running_again
 from asg_core.models.decoding.causal_model import CausalModel, Segment, join_segments
-from asg_core.models.decoding.logits import policy_logprobs, raw_logits, token_entropy
-from asg_core.models.decoding.prefix_cache import PrefixCache
-from asg_core.models.decoding.prefix_tree import Rows, extend
-from asg_core.models.decoding.request_tree import prefill_prompts
+from asg_core.models.decoding.prefix_tree import PrefixCache, Rows, extend, prefill_prompts
+from asg_core.models.decoding.sampling import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.limits import FEW_SAMPLES, VOCABULARY_ROWS
+from asg_core.models.lora import RoleAdapters
 
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-class AdapterSwitch(Protocol):
-    """What scoring needs of :class:`asg_core.models.lora.RoleAdapters`, and a model without adapters can offer."""
-
-    def use(self, role: Role | None) -> AbstractContextManager[None]:
-        """Make ``role`` (None: no adapter) active inside the block."""
 
 
 def token_logits(
     model: CausalModel,
     samples: Sequence[TextSample],
-    adapters: AdapterSwitch,
+    adapters: RoleAdapters,
     role: Role | None,
     *,
     base: bool = False,
@@ -91,7 +83,7 @@ def token_logits(
 
 def _score(
     model: CausalModel,
-    adapters: AdapterSwitch,
+    adapters: RoleAdapters,
     role: Role | None,
     suppressed: Tensor,
     logits: bool,
@@ -172,10 +164,9 @@ def recomputed(layers: Sequence[nn.Module], active: Callable[[], AbstractContext
         with active(), running_again():
             yield
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), again()
-
-    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    run = partial(
+        checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again())
+    )
     own = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = partial(run, layer.forward)

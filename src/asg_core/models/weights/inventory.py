@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -31,14 +31,7 @@ _AGAIN = "download the file again; compare its size with the source"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file.
-
-    Attributes:
-        file: that holds it.
-        shape: as stored.
-        dtype: as safetensors writes it ("BF16").
-        begin, end: bytes of its data, from the start of the file.
-    """
+    """One tensor in a file: dtype as safetensors writes it ("BF16"), bytes counted from the start of the file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -79,19 +72,16 @@ def read_inventory(
     if not main and any_name and len(files := list(folder.glob(f"*{SUFFIX}"))) == 1:
         main = files
     if not main:
-        raise _no_weights(folder, stems)
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        never = f"only pickled weights are there ({', '.join(pickled[:3])}), which are never read"
+        raise WeightsError(
+            f"{folder} has no {' or '.join(f'{stem}{SUFFIX}' for stem in stems)}, whole or in shards",
+            never if pickled else "no such file is there",
+            "give the directory of the released weights in safetensors form",
+        )
     others = [file for stem in beside for file in _find(folder, stem, variant)]
-    return read_headers(dict.fromkeys(main + others))
-
-
-def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Every tensor of ``files`` by name.
-
-    Raises:
-        WeightsError: a file is damaged or truncated, or two files hold a tensor of the same name.
-    """
     stored: dict[str, StoredTensor] = {}
-    for file in files:
+    for file in dict.fromkeys(main + others):
         for name, tensor in read_header(file).items():
             if name in stored:
                 raise WeightsError(
@@ -104,11 +94,8 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, in order of their data.
-
-    Raises:
-        WeightsError: the file is missing, is no safetensors file, or is shorter than its header says.
-    """
+    """Every tensor of one safetensors file, in order of their data. Raises WeightsError if the file is missing, is no
+    safetensors file, or is shorter than its header says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -161,10 +148,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def path_inside(folder: Path, name: str, named_by: Path) -> Path:
     """The file that a downloaded file names, below ``folder``.
 
-    The name alone is judged: a link of that name may lead anywhere, as the links of a Hub cache do.
-
-    Raises:
-        WeightsError: ``name`` is absolute, empty, or climbs out of ``folder``.
+    The name alone is judged: a link of that name may lead anywhere, as the links of a Hub cache do. Raises
+    WeightsError if ``name`` is absolute, empty, or climbs out of ``folder``.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts} if isinstance(name, str) else {".."}
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
@@ -177,11 +162,8 @@ def path_inside(folder: Path, name: str, named_by: Path) -> Path:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a ``tokenizer_config.json`` that names a tokenizer file outside ``folder``, which transformers would read.
-
-    Raises:
-        WeightsError: names the path.
-    """
+    """Refuse a ``tokenizer_config.json`` that names a tokenizer file outside ``folder``, which transformers would read:
+    WeightsError names the path."""
     config = folder / "tokenizer_config.json"
     names = read_json(config).get("fast_tokenizer_files") if config.is_file() else None
     for name in names if isinstance(names, list) else ():
@@ -233,15 +215,3 @@ def _complete(folder: Path, stem: str) -> list[Path]:
             "download the missing files",
         )
     return list(shards)
-
-
-def _no_weights(folder: Path, stems: Sequence[str]) -> WeightsError:
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    names = " or ".join(f"{stem}{SUFFIX}" for stem in stems)
-    return WeightsError(
-        f"{folder} has no {names}, whole or in shards",
-        f"only pickled weights are there ({', '.join(pickled[:3])}), which are never read"
-        if pickled
-        else "no such file is there",
-        "give the directory of the released weights in safetensors form",
-    )

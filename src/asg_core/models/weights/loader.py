@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from asg_core.errors import WeightsError
 from asg_core.models.weights.inventory import Inventory
 
-_SHOWN = 5
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -74,7 +72,7 @@ class LoadReport:
     def require(self, folder: Path, *, allow_unexpected: bool = False) -> None:
         """Raise WeightsError that names the first tensors which do not fit, if any."""
         complaints = [
-            f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+            f"{len(names)} {word}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
             for word, names in (
                 ("missing", self.missing),
                 ("unexpected", () if allow_unexpected else self.unexpected),
@@ -145,8 +143,6 @@ def fill(slots: Mapping[str, Slot], inventory: Inventory, *, device: torch.devic
 
     Args:
         slots: places by stored name; all of them are in ``inventory``.
-        inventory: of the files.
-        device: where the tensors go.
         dtype: what floating-point tensors become, unless their place keeps its own; others stay as stored.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from asg_core.backbones.interface import Role
 from asg_core.errors import ConfigError, RunFolderError, WeightsError
@@ -29,13 +29,7 @@ _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
-
-    Attributes:
-        directory: the new checkpoint in the model's released layout.
-        merged: names of the tensors that have an adapter merged in.
-        copied: number of tensors that are as they were.
-    """
+    """The new checkpoint in the released layout, the tensors with an adapter merged in, and how many have none."""
 
     directory: Path
     merged: tuple[str, ...]
@@ -49,26 +43,12 @@ class Merge:
     layer: Linear
     role: Role
 
-    @torch.no_grad()
-    def apply(self, base: Tensor, *, float32: bool) -> Tensor:
-        """``base`` plus the adapter's change, in float32 or rounded to the dtype of ``base``."""
-        merged: Tensor = base.float() + self.layer.get_delta_weight(self.role.value).float().cpu()
-        return merged if float32 else merged.to(base.dtype)
-
 
 def adapted_weights(
     module: nn.Module, roles: Sequence[Role], stored_name: Callable[[str], str | None]
 ) -> dict[str, Merge]:
-    """The stored matrices that the adapters of ``roles`` change.
-
-    Args:
-        module: carries the adapters.
-        roles: to merge.
-        stored_name: of a weight's name in ``module``.
-
-    Raises:
-        ConfigError: two roles change the same matrix, or none changes any.
-    """
+    """The stored matrices that the adapters of ``roles`` in ``module`` change, by the stored name of the weight there.
+    Raises ConfigError if two roles change the same matrix, or none changes any."""
     merges: dict[str, Merge] = {}
     for path, layer in module.named_modules():
         for role in dict.fromkeys(roles) if isinstance(layer, Linear) else ():
@@ -150,6 +130,7 @@ def _files(weights: Path, stored: set[Path]) -> Iterable[Path]:
             yield file
 
 
+@torch.no_grad()
 def _rewrite(
     source: Path, target: Path, tensors: Mapping[str, StoredTensor], merges: Mapping[str, Merge], *, float32: bool
 ) -> None:
@@ -172,7 +153,8 @@ def _rewrite(
             for name in order:
                 values = stored.get_tensor(name)
                 if name in merges:
-                    values = merges[name].apply(values, float32=float32)
+                    change = merges[name].layer.get_delta_weight(merges[name].role.value).float().cpu()
+                    values = (values.float() + change).to(torch.float32 if float32 else values.dtype)
                 new.write(values.contiguous().flatten().view(torch.uint8).numpy().data)
             new.flush()
             os.fsync(new.fileno())
