@@ -35,6 +35,8 @@ SHORT, LONG = 3, 5
 """Denoising steps of the two drawings that are compared."""
 SCALES = 7
 """Of VARGPT's smallest image."""
+COPIES = ("_to_copy", "copy_")
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 DATA_DEPENDENT = (
     *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "equal"),
     "repeat_interleave",
@@ -52,10 +54,12 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = op.overloadpacket.__name__
+        if name not in (*COPIES, *INDEXING, *DATA_DEPENDENT):
+            return op(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         far = [isinstance(tensor, FakeDeviceTensor) for tensor in tensors]
         target = kwargs.get("device")
-        if name in ("_to_copy", "copy_") and not tensors[0].numel():
+        if name in COPIES and not tensors[0].numel():
             pass  # nothing to copy
         elif name == "_to_copy" and target is not None and far[0] != (torch.device(target).type == NAME):
             if far[0]:
@@ -66,7 +70,7 @@ class Waits(TorchDispatchMode):
             (self.writes if far[0] else self.reads)[line()] += 1
         elif any(far) and name in DATA_DEPENDENT and kwargs.get("output_size") is None:
             self.reads[line()] += 1
-        elif any(far) and name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        elif any(far) and name in INDEXING:
             indices = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, torch.Tensor)]
             if any(index.dtype == torch.bool for index in indices):
                 self.reads[line()] += 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from devkit.sizes import at_full_size
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = [ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))]
 CHECKPOINT = ROOT / "plugins/asg_bagel/tests/fixtures/golden/checkpoint"
@@ -67,13 +69,12 @@ def test_the_embedded_backbone_trains(installed: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps_done"] == 2
 
 
-def test_the_conformance_kit_checks_backbones_of_core_and_plugin(installed: Path, tmp_path: Path) -> None:
-    for words in (("tiny", "--only", "text.seeds"), ("bagel", "--weights", CHECKPOINT, "--only", "contract")):
-        outcomes = run(installed / "asg", "check", *words, where=tmp_path)
-        assert "fail" not in outcomes.lower()
+def test_the_conformance_kit_checks_a_plugins_backbone(installed: Path, tmp_path: Path) -> None:
+    words = ("bagel", "--weights", CHECKPOINT, "--only", "contract", "--profile", "quick")
+    assert "fail" not in run(installed / "asg", "check", *words, where=tmp_path).lower()
 
 
-@pytest.mark.parametrize("name", ["bagel", "blip3o", "vargpt"])
+@pytest.mark.parametrize("name", at_full_size(["blip3o"], ["bagel", "vargpt"]))
 def test_a_parity_replay_needs_nothing_but_the_wheel_and_its_fixture(
     name: str, installed: Path, tmp_path: Path
 ) -> None:

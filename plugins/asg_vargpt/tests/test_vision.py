@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest import mock
 
+import pytest
 import torch
 from asg_vargpt.backbone import VargptBackbone
 from asg_vargpt.processing import patches_of
@@ -22,11 +23,13 @@ def calls(backbone: VargptBackbone, images: list[Image.Image]) -> int:
     return attention.call_count
 
 
-def test_pictures_seen_together_are_what_the_stock_tower_sees_alone(backbone: VargptBackbone, picture: Picture) -> None:
+def test_pictures_seen_together_are_what_the_stock_tower_sees_alone(
+    backbone: VargptBackbone, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = [picture(1, 120, 60), picture(2), picture(3, 120, 60), picture(4, 112, 56)]
     together = backbone.text.encode_images(images)
     tower = backbone.model.visual
-    tower.config._attn_implementation = "sdpa"
+    monkeypatch.setattr(tower.config, "_attn_implementation", "sdpa")
     for image, (found, grid) in zip(images, together, strict=True):
         patches, sizes = patches_of(backbone.text.processor, [image])
         assert [2 * side for side in grid] == sizes[0, 1:].tolist()

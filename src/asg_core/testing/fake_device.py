@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from asg_core.testing.device_tensor import DeviceTensor
 
@@ -69,12 +68,27 @@ def _on_fake_device(device: Any) -> bool:
     return torch.device(device).type == NAME
 
 
-def _content(value: Any) -> Any:
+def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value`` with every tensor of it changed. What operators are given is lists and tuples: torch's walk over any
+    container takes most of the time of a small operation."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)([_each(change, part) for part in value]) if type(value) in (list, tuple) else value
+
+
+def _content(value: Tensor) -> Tensor:
     return value.near if isinstance(value, FakeDeviceTensor) else value
 
 
 def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    near_args, near_kwargs = tree_map(_content, args), dict(tree_map(_content, dict(kwargs)))
+    tensors: list[Tensor] = []
+
+    def near(value: Tensor) -> Tensor:
+        tensors.append(value)
+        return _content(value)
+
+    near_args = _each(near, tuple(args))
+    near_kwargs = {name: _each(near, value) for name, value in kwargs.items()}
     if op is torch.ops.aten.copy_.default:
         op(*near_args, **near_kwargs)
         return args[0]
@@ -84,14 +98,13 @@ def _compute(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if op is torch.ops.aten._to_copy.default:
         out = op(*near_args, **near_kwargs)
         return FakeDeviceTensor(out) if _on_fake_device(device or args[0].device) else out
-    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
     some_far = any(isinstance(tensor, FakeDeviceTensor) for tensor in tensors)
     to_far = some_far if device is None else _on_fake_device(device)
     _refuse_mixtures(op, args, kwargs, tensors if some_far else [], to_far=to_far)
     out = op(*near_args, **near_kwargs)
     if not to_far:
         return out
-    return tree_map(lambda value: FakeDeviceTensor(value) if isinstance(value, Tensor) else value, out)
+    return _each(FakeDeviceTensor, out)
 
 
 def _refuse_mixtures(

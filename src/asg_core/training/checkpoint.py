@@ -68,24 +68,18 @@ class CheckpointManager:
     def write(self, state: TrainState, others: Sequence[Mapping[str, Any]] = ()) -> CheckpointError | None:
         """Write as :meth:`save`, without the other processes, which may be gone; not the first one: do nothing.
 
-        A good checkpoint of the same step is left as it is. Afterwards older ones beyond ``KEEP`` good ones go.
-        ``others`` are the global random generators of the other processes, by rank; those left out start from the seed.
+        A good checkpoint of the same step is left as it is. Afterwards older ones beyond ``KEEP`` good ones go, and
+        what a process that was killed left of them. ``others`` are the global random generators of the other processes,
+        by rank; those left out start from the seed.
         """
         step = state.step
         final, temporary = self.folder / f"step-{step:06d}", self.folder / f".tmp-step-{step:06d}"
-        if not self._processes.is_main or is_good(final):
+        if not self._processes.is_main:
             return None
         try:
-            for left in self.folder.glob(".tmp-step-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            _write(temporary, state, others)
-            if final.is_symlink() or final.is_file():
-                final.unlink()
-            elif final.exists():  # damaged
-                shutil.rmtree(final)
-            temporary.rename(final)
-            fsync_path(self.folder)
-            verify(final)
+            if not is_good(final):
+                self._replace(final, temporary, state, others)
+            self._prune(final)
         except (OSError, SafetensorError, CheckpointError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             problem = CheckpointError(
@@ -95,7 +89,6 @@ class CheckpointManager:
             )
             self._say(f"warning: {problem}")
             return problem
-        self._prune(final)
         return None
 
     def resume(self, state: TrainState) -> None:
@@ -139,6 +132,18 @@ class CheckpointManager:
         state.rolled_back_for = tuple(alarms)
         step: int = document["step"]
         return step
+
+    def _replace(self, final: Path, temporary: Path, state: TrainState, others: Sequence[Mapping[str, Any]]) -> None:
+        for left in self.folder.glob(".tmp-step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        _write(temporary, state, others)
+        if final.is_symlink() or final.is_file():
+            final.unlink()
+        elif final.exists():  # damaged
+            shutil.rmtree(final)
+        temporary.rename(final)
+        fsync_path(self.folder)
+        verify(final)
 
     def _prune(self, newest: Path) -> None:
         """Remove what is older than the ``KEEP`` newest good checkpoints; damaged ones in between stay until then."""

@@ -34,12 +34,12 @@ from asg_core.runs.folder import read_json_lines
 from asg_core.tiny.images import write_images
 from asg_core.training.state import random_state
 
-STEPS = 4
+STEPS = 3
 SETTINGS: dict[str, Any] = {
     "steps": STEPS,
     "images_per_step": 1,
     "evaluate": False,
-    "checkpoint_every_steps": 2,
+    "checkpoint_every_steps": 1,
     "sample_every_steps": 2,
     "schedule": {"ratio": (1, 1)},
     "lora": {"rank": 2, "alpha": 4.0},

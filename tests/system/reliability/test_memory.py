@@ -23,6 +23,7 @@ from asg_core.errors import ConfigError, OutOfMemory
 from asg_core.training.checkpoint_files import newest_good
 from asg_core.training.chunked import Chunked
 from asg_core.training.optimizer import RoleOptimizer
+from devkit import sizes
 from devkit.sizes import at_full_size
 
 KEPT = 8
@@ -205,6 +206,7 @@ def test_one_image_that_is_too_much_ends_in_one_message_with_the_step_before_sav
     assert [r.get("images_at_once") for r in metrics(config.out)] == [None, None, 1]
 
 
+@pytest.mark.skipif(not sizes.FULL, reason="what is resumed is the checkpoint's, as tested above: tox -e soak")
 def test_a_resumed_run_begins_with_as_many_images_and_is_the_straight_one(
     four: Callable[..., RunConfig], messages: tuple[Any, list[str]], metrics: Any
 ) -> None:

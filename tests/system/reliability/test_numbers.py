@@ -114,9 +114,9 @@ PLACES = [
 BOTH = (math.nan, math.inf)
 ONE_EACH = [(*place, BOTH[i % 2]) for i, place in enumerate(PLACES)]
 THE_OTHERS = [(*place, BOTH[1 - i % 2]) for i, place in enumerate(PLACES)]
-UPDATES = ("gradient", "moment")
-"""Of these, which every role shares, the Generator's are tried by default."""
-ALWAYS = [case for case in ONE_EACH if case[:2] not in {(place, "understanding") for place in UPDATES}]
+SHARED = ("sampled logits", "solver reward", "gradient", "moment", "image loss")
+"""Of these, which are treated as others are, the Generator's own are tried by default."""
+ALWAYS = [case for case in ONE_EACH if case[:2] not in {(place, "understanding") for place in SHARED}]
 MORE = [case for case in (*ONE_EACH, *THE_OTHERS) if case not in ALWAYS]
 
 
@@ -204,10 +204,10 @@ CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cubl
 FAILURES = [
     ("token_logits", 3, Role.SOLVER, torch.OutOfMemoryError("CUDA out of memory")),  # the Proposer has moved by then
     ("generation_loss", 4, None, RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")),
-    ("generate", 4, None, CUBLAS),
     ("ask", 3, None, ZeroDivisionError("a defect of the plugin")),
 ]
 MORE_FAILURES = [
+    ("generate", 4, None, CUBLAS),
     ("ask", 3, None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
     ("solve", 3, None, RuntimeError("MPS backend out of memory")),
     ("generate", 4, None, MemoryError()),

@@ -28,6 +28,7 @@ from asg_core.testing.fake_device import fake_device, in_subprocess, obstacle
     "on a device that is not the CPU (asg_core.testing.fake_device), no tensor of the CPU meets the model's",
     "make tensors with device=..., draw on the CPU and move (a seed is then the same everywhere), .cpu() before numpy",
     "float32",
+    quick=False,
 )
 def _one(subject: Subject) -> None:
     if subject.backbone.device.type != "cpu":

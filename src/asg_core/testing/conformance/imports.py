@@ -63,6 +63,7 @@ def _manifest(subject: Subject) -> None:
     "imports.side_effects",
     "importing the model code starts no CUDA, opens no connection and needs no flash-attn",
     "move what the import does into the factory; use scaled_dot_product_attention",
+    quick=False,
 )
 def _side_effects(subject: Subject) -> None:
     module = type(subject.backbone).__module__
