@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,21 @@ from asg_core.models.decoding.causal_model import CausalModel, Segment, join_seg
 from asg_core.models.decoding.prefix_tree import PrefixCache, Rows, extend, prefill_prompts
 from asg_core.models.decoding.sampling import policy_logprobs, raw_logits, token_entropy
 from asg_core.models.limits import FEW_SAMPLES, VOCABULARY_ROWS
-from asg_core.models.lora import RoleAdapters
 
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class AdapterSwitch(Protocol):
+    """What scoring needs of :class:`asg_core.models.lora.RoleAdapters`, and a model without adapters can offer."""
+
+    def use(self, role: Role | None) -> AbstractContextManager[None]:
+        """Make ``role`` (None: no adapter) active inside the block."""
 
 
 def token_logits(
     model: CausalModel,
     samples: Sequence[TextSample],
-    adapters: RoleAdapters,
+    adapters: AdapterSwitch,
     role: Role | None,
     *,
     base: bool = False,
@@ -83,7 +89,7 @@ def token_logits(
 
 def _score(
     model: CausalModel,
-    adapters: RoleAdapters,
+    adapters: AdapterSwitch,
     role: Role | None,
     suppressed: Tensor,
     logits: bool,
