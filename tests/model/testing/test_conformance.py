@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import Tensor
 
 from asg_core.backbones.interface import Backbone
@@ -14,7 +15,7 @@ from asg_core.backbones.loading import load_backbone
 from asg_core.cli import main
 from asg_core.errors import ConfigError
 from asg_core.testing import BackboneConformance, check_backbone
-from asg_core.testing.conformance import CHECKS
+from asg_core.testing.conformance import CHECKS, hygiene
 from asg_core.testing.conformance.runner import selected
 from asg_core.tiny.backbone import TinyBackbone
 from devkit import sizes
@@ -94,6 +95,19 @@ def test_the_quick_profile_leaves_out_the_slow_checks_alone():
     quick = [o.check.id for o in check_backbone(tiny, profile="quick", only=["contract.g", "embed.sees"]).outcomes]
     assert quick == ["embed.sees"]
     assert {check.id for check in selected("full")} - {check.id for check in selected("quick")} == slow
+
+
+def test_memory_is_counted_beside_tensors_that_wrap_others():
+    class Wrapper(Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise NotImplementedError
+
+    wrapper = Tensor._make_wrapper_subclass(Wrapper, (2,))
+    before = hygiene._live_bytes()
+    kept = torch.zeros(1000)
+    assert hygiene._live_bytes() - before == kept.nbytes
+    assert wrapper.shape == (2,)
 
 
 def test_only_needs_a_check_that_exists():

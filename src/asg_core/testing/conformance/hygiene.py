@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -117,10 +118,11 @@ def _backward(values: list[Tensor]) -> None:
 
 def _live_bytes() -> int:
     gc.collect()
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in gc.get_objects()
-        if issubclass(type(t), Tensor) and not issubclass(type(t), FakeTensor)  # what torch.compile leaves is empty
-        if t.layout is torch.strided and not t.is_meta
-    }
+    storages = {}
+    for found in gc.get_objects():
+        # what torch.compile leaves is empty, and what wraps other tensors, which are counted, has no memory
+        if issubclass(type(found), Tensor) and not issubclass(type(found), FakeTensor):
+            with suppress(RuntimeError):
+                if found.layout is torch.strided and not found.is_meta:
+                    storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
     return sum(storages.values())
